@@ -1,0 +1,152 @@
+"""Dataset: a table that comes from somewhere, with a schema, checks, and snapshots known by their content."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mlspec.kinds.function import FunctionUse
+from mlspec.resource import Base, Duration, Identifier, OneOf, Share, Sql
+
+ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
+
+
+class KafkaSource(Base):
+    """A Kafka topic of JSON or Avro records (not executed by the local target yet)."""
+
+    topic: str
+    """Topic name."""
+    brokers: list[str] = Field(min_length=1)
+    """`host:port` of the brokers."""
+
+
+class SqlSource(Base):
+    """A query against a database."""
+
+    connection: str
+    """Database URL; write secrets as `${NAME}` of the environment."""
+    query: str
+    """The SELECT statement."""
+
+
+class Source(OneOf):
+    """Where the rows come from."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("function", "parquet", "csv", "json_", "sql", "kafka")
+
+    function: FunctionUse | None = None
+    """A plain function that returns a table (pandas, PyArrow, Polars) or a list of records: `load.py:rows`."""
+    parquet: str | None = None
+    """Path or glob of Parquet files, relative to the file of the spec."""
+    csv: str | None = None
+    """Path or glob of CSV files with a header line."""
+    json_: str | None = Field(None, alias="json")
+    """Path or glob of JSON files: records per line, or one array of records."""
+    sql: SqlSource | None = None
+    """A database query (not executed by the local target yet)."""
+    kafka: KafkaSource | None = None
+    """A topic (not executed by the local target yet)."""
+    parameters: dict[Identifier, Any] = {}
+    """Keyword arguments of the function."""
+
+
+class Time(Base):
+    """The two times of a row."""
+
+    event: Identifier
+    """Column of the moment that the row is about."""
+    known: Identifier | None = None
+    """Column of the moment at which anybody could have known the row (arrival time)."""
+    delay: Duration | None = None
+    """Instead of `known`: rows are known this long after their event."""
+    timezone: str | None = None
+    """Time zone of timestamps without one, such as `America/New_York`; without it they are an error."""
+
+
+class Column(Base):
+    """What one column must be."""
+
+    type: ColumnType
+    """Type of the values; they are cast to it when the snapshot is written."""
+    nullable: bool = False
+    """Whether NULL is allowed."""
+    min: float | None = None
+    """Smallest allowed value."""
+    max: float | None = None
+    """Largest allowed value."""
+    values: list[str | int | float | bool] | None = None
+    """The only allowed values."""
+    pattern: str | None = None
+    """Regular expression (RE2) that the whole string must match."""
+    unique: bool = False
+    """Whether no value may occur twice."""
+    tolerate: Share = 0.0
+    """Share of rows that may break the rules of this column."""
+    severity: Literal["error", "warn"] = "error"
+    """Whether broken rules stop the run or only warn."""
+
+
+class Rows(Base):
+    """Bounds of the row count."""
+
+    min: int | None = Field(None, ge=0)
+    """Least number of rows."""
+    max: int | None = Field(None, ge=0)
+    """Greatest number of rows."""
+
+
+class Freshness(Base):
+    """How old the newest row may be."""
+
+    max_age: Duration
+    """Greatest age of the newest event time when the snapshot is taken."""
+
+
+class Check(OneOf):
+    """One check over the whole table."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("rows", "sql", "unique", "freshness")
+
+    rows: Rows | None = None
+    """Bounds of the row count."""
+    sql: Sql | None = None
+    """A condition that each row must meet; rows where it is false or NULL break it."""
+    unique: list[Identifier] | None = Field(None, min_length=1)
+    """Columns whose combination must not repeat."""
+    freshness: Freshness | None = None
+    """Age of the newest event."""
+    tolerate: Share = 0.0
+    """Share of rows that may break the check."""
+    severity: Literal["error", "warn"] = "error"
+    """Whether a broken check stops the run or only warns."""
+
+
+class Refresh(OneOf):
+    """When the source is read again."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("every", "cron")
+
+    every: Duration | None = None
+    """Interval between two readings."""
+    cron: str | None = None
+    """Five-field cron expression, UTC."""
+
+
+class DatasetSpec(Base):
+    """A table with a known schema. Each materialisation is a snapshot, identified by its content."""
+
+    source: Source
+    """Where the rows come from."""
+    key: list[Identifier] = []
+    """Columns that identify a row."""
+    time: Time | None = None
+    """Event and arrival time; needed by features and monitoring."""
+    columns: dict[Identifier, Column] = {}
+    """Known columns and their rules; other columns are kept as they come unless `strict`."""
+    strict: Annotated[bool, Field()] = False
+    """Whether `columns` is complete: any other column is an error."""
+    checks: list[Check] = []
+    """Checks over the table."""
+    refresh: Refresh | None = None
+    """When to read the source again without a change in git."""

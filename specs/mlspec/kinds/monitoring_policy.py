@@ -1,0 +1,161 @@
+"""MonitoringPolicy: what is watched on a serving graph, when somebody is told, and what happens by itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from mlspec.resource import Base, Duration, Identifier, Moment, Name, OneOf, Share, Sql
+
+AlertName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
+
+
+class Truth(Base):
+    """Where the ground truth comes from, joined to the request log when it is known."""
+
+    dataset: Name
+    """Dataset with the outcomes; its `time.known` says when each was known."""
+    on: list[Identifier] = Field(min_length=1)
+    """Columns that identify the row, in the dataset and in the requests."""
+    label: Sql
+    """The outcome as an expression of the dataset's row."""
+    max_delay: Duration = "7d"
+    """A window is final when its end is this long past, or when `completeness` is reached."""
+    completeness: Share = 0.95
+    """Share of the window's predictions whose outcome must be known before its metrics are judged."""
+
+
+class FalseAlarms(Base):
+    """The budget of alerts on quiet data. Holm's method keeps it over all features and windows."""
+
+    budget: Annotated[float, Field(gt=0)] = 1.0
+    """Number of false drift alerts accepted ..."""
+    per: Duration = "90d"
+    """... in this time."""
+
+
+class Drift(Base):
+    """Change of the distribution of features against the training data."""
+
+    features: Literal["all"] | list[Identifier] = "all"
+    """Which inputs of the model."""
+    min_effect: Share = 0.05
+    """Smallest total variation distance that matters, however significant a smaller one may be."""
+
+
+class Quality(Base):
+    """Contract of the inputs: shares of NULL and of values never seen in training."""
+
+    null_rate: Share = 0.05
+    """Largest increase of the share of NULL over the training data."""
+    unseen: Share = 0.05
+    """Largest share of categories that the training data does not have."""
+
+
+class Prediction(Base):
+    """Change of the distribution of the predictions against the evaluation data."""
+
+    min_effect: Share = 0.05
+    """Smallest total variation distance that matters."""
+
+
+class Alert(OneOf):
+    """One thing to be told about."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("metric", "drift", "prediction", "quality")
+
+    metric: Identifier | None = None
+    """Performance metric from ground truth, such as `auc`."""
+    drift: Drift | None = None
+    """Drift of the features."""
+    prediction: Prediction | None = None
+    """Drift of the predictions."""
+    quality: Quality | None = None
+    """Broken input contract."""
+    below: float | None = None
+    """With `metric`: alert below this value."""
+    above: float | None = None
+    """With `metric`: alert above this value."""
+    for_: int = Field(1, alias="for", ge=1)
+    """Number of consecutive windows before the alert fires."""
+    severity: Literal["warning", "critical"] = "critical"
+    """How urgent it is."""
+
+
+class Retrain(Base):
+    """Train the job again on newer data."""
+
+    job: Name
+    """The TrainingJob."""
+    window: Duration | None = None
+    """Move the job's data so that it ends now and is this long in all; by default it keeps its length."""
+
+
+class Switch(Base):
+    """Change what the graph serves."""
+
+    to: Literal["previous"] = "previous"
+    """The model that served before."""
+
+
+class Limit(Base):
+    """Rate cap of an action."""
+
+    count: int = Field(1, ge=1)
+    """At most so many ..."""
+    per: Duration = "7d"
+    """... in this time (of the data, not of the wall clock)."""
+
+
+class Action(OneOf):
+    """What happens when an alert fires."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("retrain", "switch", "notify")
+
+    on: AlertName | Literal["any"]
+    """Name of the alert, or `any`."""
+    retrain: Retrain | None = None
+    """Train again."""
+    switch: Switch | None = None
+    """Switch the model."""
+    notify: Name | None = None
+    """Receiver that is told when the alert fires and when it is resolved."""
+    limit: Limit = Limit()
+    """Rate cap; notifications are never capped."""
+    mode: Literal["auto", "propose"] = "auto"
+    """`auto` acts; `propose` only records what it would do."""
+
+
+class Silence(Base):
+    """No notification of some alerts for a time."""
+
+    alert: AlertName | Literal["any"]
+    """Which alert."""
+    until: Moment
+    """Until when."""
+
+
+class MonitoringPolicySpec(Base):
+    """Windows of additive counts over the request log, judged against the training data and the ground truth."""
+
+    graph: Name
+    """The ServingGraph that is watched."""
+    window: Duration = "1d"
+    """Length of one window, aligned to UTC."""
+    every: Duration = "1m"
+    """How often new rows are read and complete windows are judged."""
+    lateness: Duration = "0s"
+    """How long after its end a window still waits for request rows."""
+    min_rows: int = Field(200, ge=2)
+    """Windows with fewer rows are `insufficient`, neither good nor bad."""
+    truth: Truth | None = None
+    """Ground truth; needed by performance alerts."""
+    false_alarms: FalseAlarms = FalseAlarms()
+    """Budget of false drift alerts."""
+    alerts: dict[AlertName, Alert] = Field(min_length=1)
+    """Alerts by name."""
+    actions: list[Action] = []
+    """What follows."""
+    silences: list[Silence] = []
+    """Times of silence."""

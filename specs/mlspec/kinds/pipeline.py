@@ -1,0 +1,36 @@
+"""Pipeline: runs of other resources in an order of their own, on a schedule."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from mlspec.kinds.function import FunctionUse
+from mlspec.resource import Base, Identifier, Name, OneOf
+
+
+class PipelineStep(OneOf):
+    """One step: a dataset refresh, a training, or a function."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("dataset", "job", "function")
+
+    dataset: Name | None = None
+    """Refresh this Dataset."""
+    job: Name | None = None
+    """Run this TrainingJob."""
+    function: FunctionUse | None = None
+    """Call this function."""
+    parameters: dict[Identifier, Any] = {}
+    """Keyword arguments of the function."""
+    after: list[Name] = []
+    """Steps that must have succeeded."""
+
+
+class PipelineSpec(Base):
+    """A DAG of steps (not executed by the local target yet: resources order themselves by their references)."""
+
+    steps: dict[Name, PipelineStep] = Field(min_length=1)
+    """Steps by name."""
+    schedule: str | None = None
+    """Five-field cron expression, UTC."""

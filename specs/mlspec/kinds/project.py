@@ -1,0 +1,59 @@
+"""Project: the settings of one spec repository and the targets that it can be applied to."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from mlspec.resource import Base, Name, OneOf, Share
+
+
+class LocalTarget(Base):
+    """This machine: processes, DuckDB and Parquet, SQLite, MLflow on SQLite. Nothing to install."""
+
+
+class KubernetesTarget(Base):
+    """A namespace of a Kubernetes cluster."""
+
+    context: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the kubeconfig context; the current context when unset."""
+    namespace: Name
+    """Namespace that holds every object of the project."""
+    image: str = "mlspec-runtime:latest"
+    """Runtime image of the pods, best by digest; it needs `mlspec_runtime` and the requirements of the functions."""
+    service_account: Name = "mlspec-runtime"
+    """Service account of the pods."""
+
+
+class Target(OneOf):
+    """Where the project runs: `local` or `kubernetes`."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("local", "kubernetes")
+
+    local: LocalTarget | None = None
+    """This machine."""
+    kubernetes: KubernetesTarget | None = None
+    """A Kubernetes namespace."""
+    storage: str | None = None
+    """Where data, models and logs live: a path, `pvc://CLAIM` or `s3://BUCKET/PREFIX`. Local default: `.mlspec/store`."""
+    tracking: str | None = None
+    """MLflow tracking URI. Local default: an SQLite database under `.mlspec`."""
+
+
+class Prune(Base):
+    """The circuit breaker of deletions."""
+
+    max_share: Share = 0.5
+    """Largest share of the inventory that one apply deletes without `--allow-deletes`."""
+
+
+class ProjectSpec(Base):
+    """Settings of the repository. A repository without a Project has one target, `local`."""
+
+    targets: dict[Name, Target] = Field(default_factory=lambda: {"local": Target.model_validate({"local": {}})})
+    """Targets by name."""
+    default: Name | None = None
+    """Target of commands without `--target`; by default the first one."""
+    prune: Prune = Prune()
+    """When deletions need consent."""

@@ -1,0 +1,154 @@
+"""ServingGraph: steps from a request to an answer, served by one process over the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mlspec.kinds.function import FunctionUse
+from mlspec.kinds.training_job import Resources
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Share
+
+StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
+
+
+class Router(Base):
+    """Sends the request to one of the following steps by its content."""
+
+    on: str = Field(min_length=1)
+    """JMESPath expression over `{inputs, parameters, headers}`; its value (as a string) picks the case."""
+    cases: dict[str, StepName] = Field(min_length=1)
+    """Value -> step."""
+    default: StepName | None = None
+    """Step for any other value; without it such a request is a client error (400)."""
+
+
+class Ensemble(Base):
+    """Combines the predictions of the steps in `after`."""
+
+    combine: Literal["mean", "median", "min", "max", "vote"] = "mean"
+    """How: numeric reductions of the predictions (or probabilities), or the majority of the labels."""
+    weights: dict[StepName, float] | None = None
+    """Weights of `mean` and `vote` by step; they are normalised."""
+
+
+class Arm(Base):
+    """One branch of a split."""
+
+    step: StepName
+    """The step that this arm runs."""
+    weight: Annotated[float, Field(ge=0, le=100)]
+    """Percent of the keys; the weights of a split add up to 100."""
+
+
+class Split(Base):
+    """Sends a fixed share of the keys to each arm: the same key always gets the same arm."""
+
+    key: str = "id"
+    """`id` (of the request), `header:NAME`, or a JMESPath expression over `{inputs, parameters, headers}`."""
+    arms: list[Arm] = Field(min_length=1)
+    """The branches."""
+    salt: str = ""
+    """Changes who falls into which arm; by default the name of the graph and step."""
+    shadow: list[StepName] = []
+    """Steps that also run and are logged, but do not answer."""
+
+
+class OnError(OneOf):
+    """What happens when a step fails. Without it the request fails."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("default", "goto", "skip")
+
+    default: Any = None
+    """Answer of the step instead: a number, a string or a list."""
+    goto: StepName | None = None
+    """Run this step instead."""
+    skip: Literal[True] | None = None
+    """Pass the step's input on."""
+
+
+class Step(OneOf):
+    """One step of the graph."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = ("python", "view", "model", "router", "ensemble", "split")
+
+    python: FunctionUse | None = None
+    """A plain function of the step's input (a dict of numpy arrays by column) that returns the same."""
+    view: Name | None = None
+    """FeatureView: looks up and computes the features of each asking row."""
+    model: Name | None = None
+    """Model or TrainingJob: predicts."""
+    router: Router | None = None
+    """Chooses the next step by content."""
+    ensemble: Ensemble | None = None
+    """Combines the steps in `after`."""
+    split: Split | None = None
+    """Chooses the next step by a sticky share."""
+    after: list[StepName] = []
+    """Steps whose output this step takes; without it the request."""
+    on_error: OnError | None = None
+    """What happens when the step fails."""
+    timeout: Duration | None = None
+    """The step fails after this time (`python` steps run in a thread then)."""
+
+
+class Scale(Base):
+    """Number of replicas. The local target runs one process."""
+
+    min: int = Field(1, ge=0)
+    """Fewest replicas."""
+    max: int = Field(1, ge=1)
+    """Most replicas."""
+    concurrency: int = Field(20, ge=1)
+    """Requests in flight per replica that scaling aims at."""
+
+
+class Limits(Base):
+    """Bounds of one replica."""
+
+    max_in_flight: int = Field(256, ge=1)
+    """More requests at once are answered with 429 and Retry-After."""
+    max_rows: int = Field(10_000, ge=1)
+    """Most rows of one request."""
+    max_bytes: int = Field(16_777_216, ge=1024)
+    """Largest request body in bytes."""
+
+
+class RequestLog(Base):
+    """Every answered request as Parquet rows: inputs, features, prediction, model, time."""
+
+    sample: Share = 1.0
+    """Share of the requests that are logged."""
+    flush: Duration = "2s"
+    """How long rows may wait in memory."""
+
+
+class Tensor(Base):
+    """One input of the graph, for metadata and checks of requests."""
+
+    name: Identifier
+    """Name of the tensor."""
+    datatype: Literal["BOOL", "INT32", "INT64", "FP32", "FP64", "BYTES"]
+    """Datatype of the Open Inference Protocol."""
+
+
+class ServingGraphSpec(Base):
+    """A graph of steps behind one V2 endpoint: `POST /v2/models/NAME/infer`."""
+
+    steps: dict[StepName, Step] = Field(min_length=1)
+    """Steps by name."""
+    respond: StepName | None = None
+    """The step whose output is the answer; by default the only step that nobody takes."""
+    inputs: list[Tensor] | None = None
+    """Inputs of the graph; by default those of its first view or model."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Local port; a free one by default."""
+    scale: Scale = Scale()
+    """Replicas."""
+    resources: Resources = Resources()
+    """What one replica needs."""
+    limits: Limits = Limits()
+    """Bounds of one replica."""
+    log: RequestLog = RequestLog()
+    """The request log."""
