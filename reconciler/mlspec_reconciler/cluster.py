@@ -1,0 +1,60 @@
+"""The contract of a cluster: it stores objects and runs them. `clusters/` has one file or folder for each.
+
+`tests/cluster/contract.py` runs the same cases over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlspec.manifest import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One live object: the body that was applied, what the cluster says about it, and its identity there."""
+
+    key: Key
+    body: Mapping[str, Any]
+    status: Mapping[str, Any]
+    uid: str
+    version: str
+    """Changes with each change of body or status (resourceVersion)."""
+    annotations: Mapping[str, str]
+    """mlspec's own: origin, revision, digest."""
+
+
+class Conflict(Exception):
+    """The object changed since it was read, or exists already. Nothing was done."""
+
+
+class Unavailable(Exception):
+    """The cluster cannot be asked now. Says nothing about what exists."""
+
+
+class Cluster(Protocol):
+    """Where manifests go. All methods raise `Unavailable` when the cluster does not answer."""
+
+    @property
+    def identity(self) -> str:
+        """Names this cluster among all; saved plans and inventories are bound to it."""
+
+    def get(self, key: Key) -> Object | None:
+        """One object, or None when it is certain that there is none."""
+
+    def list(self) -> Iterable[Object]:
+        """All objects that this project may own."""
+
+    def create(self, body: Mapping[str, Any], annotations: Mapping[str, str]) -> Object:
+        """Create; `Conflict` when it exists."""
+
+    def apply(self, body: Mapping[str, Any], annotations: Mapping[str, str], version: str | None = None) -> Object:
+        """Create or replace the body; with `version`, `Conflict` unless the live object has it."""
+
+    def delete(self, key: Key, uid: str) -> None:
+        """Ask for deletion of exactly this object (by uid); nothing when it is gone already."""
+
+    def watch(self, timeout: float) -> Iterator[Key]:
+        """Keys of objects that change, as they change, for at most `timeout` seconds without a change."""

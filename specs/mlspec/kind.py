@@ -1,0 +1,97 @@
+"""The contract of a kind: its model, what it refers to, what is checked at link time, and what it becomes.
+
+`mlspec.kinds` has one file per kind that provides these; `mlspec.kind_table` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlspec.diagnostics import Problem
+from mlspec.resource import Base, Ref, Resource
+from mlspec.workload import JSON, Facts, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All resources of a project by kind and name."""
+
+    resources: Mapping[tuple[str, str], Resource] = field(default_factory=dict)
+
+    def find(self, kinds: str | tuple[str, ...], name: str) -> Resource | None:
+        """The first resource of these kinds with this name."""
+        for kind in (kinds,) if isinstance(kinds, str) else kinds:
+            if found := self.resources.get((kind, name)):
+                return found
+        return None
+
+    def names(self, kinds: str | tuple[str, ...]) -> list[str]:
+        """Names of all resources of these kinds, sorted."""
+        wanted = (kinds,) if isinstance(kinds, str) else kinds
+        return sorted(name for kind, name in self.resources if kind in wanted)
+
+    def of(self, kind: str) -> list[Resource]:
+        """All resources of one kind, by name."""
+        return [self.resources[kind, name] for name in self.names(kind)]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What one resource becomes, given the facts of this moment.
+
+    `version` identifies what the resource provides to others, `output` says where it is; both are None while a run has
+    to finish first. `waits` says in words for what. Objects of a waiting resource that exist already are left alone.
+    """
+
+    version: str | None = None
+    output: JSON | None = None
+    workloads: tuple[Workload, ...] = ()
+    waits: tuple[str, ...] = ()
+    failed: str = ""
+    """Why it will not become ready by itself: a failed run, failed gates."""
+    note: str = ""
+    """One sentence for `status`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a kind may know when it becomes workloads: the project, the facts, and what came before it in the DAG."""
+
+    catalog: Catalog
+    facts: Facts
+    lowered: Mapping[tuple[str, str], Lowered]
+
+    def of(self, kinds: str | tuple[str, ...], name: str) -> Lowered:
+        """What the resource that a reference names has become."""
+        resource = self.catalog.find(kinds, name)
+        assert resource is not None, f"unlinked reference {kinds} {name}"
+        return self.lowered[resource.kind, resource.name]
+
+
+def no_references(spec: Any) -> Iterable[Ref]:
+    """For kinds that refer to nothing."""
+    return ()
+
+
+def no_checks(resource: Resource, catalog: Catalog) -> Iterable[Problem]:
+    """For kinds without link-time checks."""
+    return ()
+
+
+def nothing(resource: Resource, context: Context) -> Lowered:
+    """For kinds that only others read."""
+    return Lowered(version="", output={})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of the spec language."""
+
+    model: type[Base]
+    references: Callable[[Any], Iterable[Ref]] = no_references
+    check: Callable[[Resource, Catalog], Iterable[Problem]] = no_checks
+    lower: Callable[[Resource, Context], Lowered] = nothing
+    columns: tuple[tuple[str, str], ...] = ()
+    """Printer columns of the CRD: title and JSON path."""

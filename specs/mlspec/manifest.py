@@ -1,0 +1,64 @@
+"""Manifest: one object of a target, as plain JSON data with the place in git that it came from.
+
+Engines make manifests from workloads; `mlspec_reconciler.plan` compares them with what a cluster holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlspec.diagnostics import Mark
+
+Body = Mapping[str, Any]
+
+
+def digest(value: object) -> str:
+    """Hexadecimal SHA-256 of `value` as canonical JSON (sorted keys, no spaces); equal values, equal digests."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """What identifies an object within a target."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an object came from: the resource (`Kind/name`) and its place in git."""
+
+    resource: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One desired object. `body` is complete (apiVersion, kind, metadata, ...).
+
+    `create_only`: the object is a run, named by the hash of what it computes; it is created once and never changed.
+    """
+
+    body: Body
+    origin: Origin
+    create_only: bool = False
+
+    @property
+    def key(self) -> Key:
+        metadata = self.body["metadata"]
+        return Key(self.body["apiVersion"], self.body["kind"], metadata.get("namespace", ""), metadata["name"])
+
+    @property
+    def digest(self) -> str:
+        return digest(self.body)
