@@ -51,6 +51,8 @@ class Lowered:
     waits: tuple[str, ...] = ()
     failed: str = ""
     """Why it will not become ready by itself: a failed run, failed gates."""
+    unsupported: str = ""
+    """Why no target can run it yet."""
     note: str = ""
     """One sentence for `status`."""
 
@@ -68,6 +70,19 @@ class Context:
         resource = self.catalog.find(kinds, name)
         assert resource is not None, f"unlinked reference {kinds} {name}"
         return self.lowered[resource.kind, resource.name]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeUse:
+    """A function that a spec names in place: its entry and further files, relative to the folder of the spec."""
+
+    entry: str
+    include: tuple[str, ...] = ()
+
+
+def no_code(spec: Any) -> Iterable[CodeUse]:
+    """For kinds without functions."""
+    return ()
 
 
 def no_references(spec: Any) -> Iterable[Ref]:
@@ -93,5 +108,6 @@ class Kind:
     references: Callable[[Any], Iterable[Ref]] = no_references
     check: Callable[[Resource, Catalog], Iterable[Problem]] = no_checks
     lower: Callable[[Resource, Context], Lowered] = nothing
+    code: Callable[[Any], Iterable[CodeUse]] = no_code
     columns: tuple[tuple[str, str], ...] = ()
     """Printer columns of the CRD: title and JSON path."""

@@ -57,7 +57,9 @@ class Manifest:
     @property
     def key(self) -> Key:
         metadata = self.body["metadata"]
-        return Key(self.body["apiVersion"], self.body["kind"], metadata.get("namespace", ""), metadata["name"])
+        return Key(
+            self.body["apiVersion"], self.body["kind"], metadata.get("namespace", ""), metadata["name"]
+        )
 
     @property
     def digest(self) -> str:

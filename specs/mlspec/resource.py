@@ -33,7 +33,12 @@ class Base(BaseModel):
     """Every model of the spec language: unknown fields are errors, values are frozen, names are camelCase in YAML."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=False, defer_build=True, strict=False
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=False,
+        defer_build=True,
+        strict=False,
     )
 
     def document(self) -> dict[str, Any]:
@@ -53,7 +58,9 @@ class OneOf(Base):
         if len(given) != 1:
             found = f"{' and '.join(given)} are set" if given else "none is set"
             raise PydanticCustomError(
-                "one_of", "exactly one of {choices} is needed; {found}", {"choices": ", ".join(names), "found": found}
+                "one_of",
+                "exactly one of {choices} is needed; {found}",
+                {"choices": ", ".join(names), "found": found},
             )
         return self
 
@@ -87,13 +94,17 @@ def moment(text: str) -> datetime:
 
 def _duration(value: str) -> str:
     if not _DURATION.match(value):
-        raise PydanticCustomError("duration", 'a duration is a whole number and a unit, such as "30s", "5m", "3h", "90d"')
+        raise PydanticCustomError(
+            "duration", 'a duration is a whole number and a unit, such as "30s", "5m", "3h", "90d"'
+        )
     return value
 
 
 def _quantity(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str) or not _QUANTITY.match(str(value)):
-        raise PydanticCustomError("quantity", 'a quantity is a number with an optional unit, such as 2, "500m", "4Gi"')
+        raise PydanticCustomError(
+            "quantity", 'a quantity is a number with an optional unit, such as 2, "500m", "4Gi"'
+        )
     return str(value)
 
 
@@ -101,7 +112,9 @@ def _moment(value: str) -> str:
     try:
         moment(value)
     except ValueError:
-        raise PydanticCustomError("time", 'a time is ISO 8601, such as "2013-01-31" or "2013-01-31T18:00:00Z"') from None
+        raise PydanticCustomError(
+            "time", 'a time is ISO 8601, such as "2013-01-31" or "2013-01-31T18:00:00Z"'
+        ) from None
     return value
 
 
@@ -110,7 +123,9 @@ def _share(value: Any) -> Any:
         return float(value[:-1]) / 100
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    raise PydanticCustomError("share", 'a share is a number from 0 to 1 or a percentage, such as 0.001 or "0.1%"')
+    raise PydanticCustomError(
+        "share", 'a share is a number from 0 to 1 or a percentage, such as 0.001 or "0.1%"'
+    )
 
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlspec.manifest import digest
+
 JSON = Mapping[str, Any]
 
 
@@ -52,7 +54,11 @@ class Run:
     steps: tuple[Step, ...]
     title: str
     """What a person calls it: `train late-arrival`."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What the name is made of, by part (`code`, `parameters`, `data flights`, ...): digests. A plan compares them with
+    those of the run before to say why it runs."""
     engine: str = "workflow"
+    """Which runtime the user asked for, as in `TrainingJob.spec.engine`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,15 @@ class Record:
     data: JSON
 
 
-Workload = Run | Service | Schedule | Record
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A quota that runs share. `data` is the ResourcePool's spec: only queueing engines can hold it."""
+
+    name: str
+    data: JSON
+
+
+Workload = Run | Service | Schedule | Record | Pool
 Phase = Literal["pending", "running", "succeeded", "failed"]
 
 
@@ -112,32 +126,56 @@ class Trigger:
     at: str
     """Data time of the request, ISO 8601."""
     window: str | None = None
+    run: str | None = None
+    """The run that served when the request was made; a switch leads away from it."""
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
-    """One code bundle: its content digest and the requirements that were found with it."""
+class Files:
+    """Files that a spec names, by content."""
 
     digest: str
-    entry: str
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Everything outside of the specs that compiling depends on, gathered before (`mlspec_reconciler.observe`)."""
 
-    code: Mapping[str, Code] = field(default_factory=dict)
-    """By `file of the spec`-relative entry, as `Resource.mark.path + "|" + entry`; see `code_key`."""
-    files: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
-    """Dataset name -> (digest of its source files, their paths)."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """`code_key` -> content digest of the code bundle."""
+    files: Mapping[str, Files] = field(default_factory=dict)
+    """Resource id -> the files that its spec names (sources of a Dataset, the directory of a Model)."""
     runs: Mapping[str, RunFact] = field(default_factory=dict)
+    """By run name; runs that nobody started are absent."""
     records: Mapping[str, JSON] = field(default_factory=dict)
     """Live records by name."""
     triggers: tuple[Trigger, ...] = ()
+    """All requests ever accepted, oldest first."""
+
+    def run(self, name: str) -> RunFact | None:
+        """What is known about a run."""
+        return self.runs.get(name)
+
+    def latest(self, action: str, subject: str) -> Trigger | None:
+        """The newest request of this sort for this subject."""
+        found = [one for one in self.triggers if one.action == action and one.subject == subject]
+        return max(found, key=lambda one: (one.at, one.id), default=None)
 
 
-def code_key(path: str, entry: str) -> str:
-    """Key of a code bundle: entries are relative to the file of the spec that names them."""
-    folder = path.rsplit("/", 1)[0] if "/" in path else "."
-    return f"{folder}|{entry}"
+def code_key(spec_path: str, entry: str, include: tuple[str, ...] | list[str] = ()) -> str:
+    """Key of a code bundle in `Facts.code`: entries are relative to the folder of the spec that names them."""
+    folder = spec_path.rsplit("/", 1)[0] if "/" in spec_path else "."
+    return "|".join([folder, entry, *sorted(include)])
+
+
+def code_path(bundle: str) -> str:
+    """Folder of a code bundle, relative to the storage root."""
+    return f"code/{bundle[:16]}"
+
+
+def identify(stem: str, parts: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Name of a run and the digests of its parts: `late-arrival-7c1e9a02` for the stem `late-arrival`."""
+    digests = {name: digest(value)[:12] for name, value in parts.items()}
+    return f"{stem}-{digest(digests)[:8]}", digests

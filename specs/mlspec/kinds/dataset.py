@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kinds.function import FunctionUse
-from mlspec.resource import Base, Duration, Identifier, OneOf, Share, Sql
+from mlspec.kind import CodeUse, Context, Lowered
+from mlspec.kinds.function import FunctionUse, bind, inline
+from mlspec.resource import Base, Duration, Identifier, OneOf, Resource, Share, Sql
+from mlspec.workload import Run, Step, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
 
@@ -150,3 +153,54 @@ class DatasetSpec(Base):
     """Checks over the table."""
     refresh: Refresh | None = None
     """When to read the source again without a change in git."""
+
+
+def code(spec: DatasetSpec) -> Iterable[CodeUse]:
+    """The loading function, when it is written in place."""
+    return inline(spec.source.function)
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """One run that reads the source, checks it, and writes a snapshot; dependants use the snapshot by its content."""
+    spec = cast(DatasetSpec, resource.spec)
+    if spec.source.choice in ("sql", "kafka"):
+        return Lowered(unsupported=f"the source {spec.source.choice} cannot be read yet")
+    function = bind(spec.source.function, resource, context) if spec.source.function else None
+    files = context.facts.files.get(resource.id)
+    refresh = context.facts.latest("refresh", resource.name)
+    document = spec.document()
+    definition = {name: value for name, value in document.items() if name != "refresh"}
+    name, parts = identify(
+        f"data-{resource.name}",
+        {
+            "definition": definition,
+            "code": function.identity if function else None,
+            "files": files.digest if files else None,
+            "refresh": refresh.id if refresh else None,
+        },
+    )
+    step = Step(
+        name="dataset",
+        subject="dataset",
+        document={
+            "dataset": resource.name,
+            "spec": document,
+            "code": function.document if function else None,
+            "parameters": dict(spec.source.parameters),
+            "files": list(files.paths) if files else None,
+        },
+        requirements=function.requirements if function else (),
+        image=function.image if function else None,
+    )
+    run = Run(name, (step,), f"read {resource.name}", parts)
+    fact = context.facts.run(name)
+    if fact is None or fact.phase != "succeeded":
+        failed = fact.message if fact and fact.phase == "failed" else ""
+        return Lowered(workloads=(run,), waits=(name,), failed=failed)
+    result = fact.results["dataset"]
+    return Lowered(
+        version=result["snapshot"],
+        output={"path": result["path"], "spec": document, "newest": result.get("newest")},
+        workloads=(run,),
+        note=f"{result['rows']:,} rows, snapshot {result['snapshot'][:8]}",
+    )

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Sql
+from mlspec.kind import Context, Lowered
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Sql
+from mlspec.workload import Run, Step, identify
 
 
 class Feature(OneOf):
     """One aggregate of a row expression. Windows are half-open and end at the moment of the question: [t - window, t)."""
 
-    CHOICES: ClassVar[tuple[str, ...]] = ("last", "first", "mean", "sum", "count", "min", "max", "stddev", "distinct")
+    CHOICES: ClassVar[tuple[str, ...]] = (
+        "last",
+        "first",
+        "mean",
+        "sum",
+        "count",
+        "min",
+        "max",
+        "stddev",
+        "distinct",
+    )
 
     last: Sql | None = None
     """Value of the newest row (by event time, then arrival); a NULL there stays NULL."""
@@ -49,3 +61,44 @@ class FeatureSetSpec(Base):
     """Features by name. A plain SQL expression is short for `{last: ...}`."""
     hop: Duration | None = None
     """Grid on which the far end of the windows snaps: [floor(t - window, hop), t). Unset: exact windows."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """One run that prepares the rows for point-in-time joins and fills the online store."""
+    spec = cast(FeatureSetSpec, resource.spec)
+    dataset = context.of("Dataset", spec.dataset)
+    if dataset.output is None:
+        return Lowered(waits=(f"Dataset/{spec.dataset}",))
+    document = spec.document()
+    source = dataset.output["spec"]
+    name, parts = identify(
+        f"features-{resource.name}",
+        {
+            "definition": document,
+            f"data {spec.dataset}": dataset.version,
+            "time": [source.get("time"), source.get("key")],
+        },
+    )
+    version = name.rsplit("-", 1)[1]
+    step = Step(
+        name="features",
+        subject="features",
+        document={
+            "set": resource.name,
+            "version": version,
+            "spec": document,
+            "dataset": {"path": dataset.output["path"], "spec": source},
+        },
+    )
+    run = Run(name, (step,), f"materialise {resource.name}", parts)
+    fact = context.facts.run(name)
+    if fact is None or fact.phase != "succeeded":
+        failed = fact.message if fact and fact.phase == "failed" else ""
+        return Lowered(workloads=(run,), waits=(name,), failed=failed)
+    result = fact.results["features"]
+    return Lowered(
+        version=version,
+        output={"path": result["path"], "spec": document},
+        workloads=(run,),
+        note=f"{result['rows']:,} rows, {result['keys']:,} keys",
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Sql
+from mlspec.kind import Context, Lowered
+from mlspec.manifest import digest
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Sql
 
 
 class Ask(Base):
@@ -46,3 +48,35 @@ class FeatureViewSpec(Base):
     """What the model shall predict, as an expression of the asking row."""
     features: list[Features] = Field(min_length=1)
     """Where the features come from; their order is the order of the model's inputs."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """Nothing runs: a view is the question that training and serving ask of the feature sets."""
+    spec = cast(FeatureViewSpec, resource.spec)
+    asked = context.of("Dataset", spec.ask.dataset)
+    names = list(dict.fromkeys(one.set for one in spec.features if one.set))
+    sets = {name: context.of("FeatureSet", name) for name in names}
+    waits = [f"FeatureSet/{name}" for name, one in sets.items() if one.output is None]
+    if asked.output is None:
+        waits.insert(0, f"Dataset/{spec.ask.dataset}")
+    if waits or asked.output is None:
+        return Lowered(waits=tuple(waits))
+    document = spec.document()
+    source = asked.output["spec"]
+    version = digest(
+        [
+            document,
+            asked.version,
+            source.get("time"),
+            source.get("key"),
+            {name: one.version for name, one in sets.items()},
+        ]
+    )[:8]
+    return Lowered(
+        version=version,
+        output={
+            "spec": document,
+            "dataset": asked.output,
+            "sets": {name: one.output for name, one in sets.items()},
+        },
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, CodeRef, Identifier, Name
+from mlspec.kind import CodeUse, Context
+from mlspec.resource import Base, CodeRef, Identifier, Name, Resource
+from mlspec.workload import JSON, code_key, code_path
 
 
 class InlineFunction(Base):
@@ -37,3 +41,58 @@ class FunctionSpec(Base):
     """Container image on Kubernetes instead of the target's image; best by digest."""
     parameters: dict[Identifier, dict[str, Any]] = Field(default_factory=dict)
     """JSON Schema of each parameter; the users' `parameters` are checked against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A function as a run needs it: where the runtime finds it, and what identifies it."""
+
+    document: JSON
+    """`{path, entry}` for the runtime; `path` is relative to the storage root."""
+    identity: JSON
+    """What changes when the function does."""
+    requirements: tuple[str, ...]
+    image: str | None = None
+
+
+def code(spec: FunctionSpec) -> Iterable[CodeUse]:
+    """The code of a Function."""
+    return inline(InlineFunction(code=spec.code, include=spec.include))
+
+
+def inline(use: str | InlineFunction | None) -> Iterable[CodeUse]:
+    """The code that a use names in place; nothing when it names a Function."""
+    match use:
+        case InlineFunction():
+            yield CodeUse(use.code, tuple(use.include))
+        case str() if ":" in use:
+            yield CodeUse(use)
+
+
+def bind(use: str | InlineFunction, user: Resource, context: Context) -> Bound:
+    """Resolve a use of a function by `user` against the facts."""
+    if isinstance(use, str) and ":" not in use:
+        shared = context.catalog.find("Function", use)
+        assert shared is not None, f"unlinked function {use}"
+        spec = cast(FunctionSpec, shared.spec)
+        return _bound(shared, spec.code, tuple(spec.include), tuple(spec.requirements), spec.image, context)
+    if isinstance(use, str):
+        return _bound(user, use, (), (), None, context)
+    return _bound(user, use.code, tuple(use.include), tuple(use.requirements), None, context)
+
+
+def _bound(
+    owner: Resource,
+    entry: str,
+    include: tuple[str, ...],
+    requirements: tuple[str, ...],
+    image: str | None,
+    context: Context,
+) -> Bound:
+    bundle = context.facts.code.get(code_key(owner.mark.path, entry, include), "")
+    return Bound(
+        document={"path": code_path(bundle), "entry": entry},
+        identity={"bundle": bundle, "entry": entry, "requirements": sorted(requirements), "image": image},
+        requirements=requirements,
+        image=image,
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import dataclasses
+from typing import ClassVar, Literal, cast
 
-from mlspec.resource import Base, Name, OneOf
+from mlspec.kind import Context, Lowered
+from mlspec.resource import Name, OneOf, Resource
+from mlspec.workload import Record
 
 
 class ModelSpec(OneOf):
@@ -20,3 +23,34 @@ class ModelSpec(OneOf):
     """Pin: serve this run of the job, whatever comes after."""
     promotion: Literal["gates", "pinned"] = "gates"
     """`gates`: follow the newest run that passed its gates. `pinned`: only `run`."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """The record of the run that serves under this name."""
+    spec = cast(ModelSpec, resource.spec)
+    if spec.path is not None:
+        return Lowered(unsupported="a model from a path cannot be served yet; train it with a TrainingJob")
+    job = context.of("TrainingJob", spec.job or "")
+    if spec.promotion == "gates":
+        return dataclasses.replace(job, workloads=(), failed="", note=job.note)
+    fact = context.facts.run(spec.run or "")
+    if fact is None or fact.phase != "succeeded" or "train" not in fact.results:
+        return Lowered(
+            failed=f"run {spec.run} has not succeeded on this target; see: mlspec runs TrainingJob/{spec.job}"
+        )
+    result = fact.results["train"]
+    record = {
+        "run": spec.run,
+        "path": f"runs/{spec.run}/train/model",
+        "reference": f"runs/{spec.run}/train/reference.json",
+        "inputs": result["inputs"],
+        "metrics": result["metrics"],
+        "requirements": list((job.output or {}).get("requirements", [])),
+        "history": [spec.run],
+    }
+    return Lowered(
+        version=spec.run,
+        output=record,
+        workloads=(Record(f"pin-{resource.name}", record),),
+        note=f"pinned to {spec.run}",
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, Duration, Identifier, Moment, Name, OneOf, Share, Sql
+from mlspec.kind import Context, Lowered
+from mlspec.resource import Base, Duration, Identifier, Moment, Name, OneOf, Resource, Share, Sql, seconds
+from mlspec.workload import Schedule, Step
 
 AlertName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 
@@ -159,3 +161,38 @@ class MonitoringPolicySpec(Base):
     """What follows."""
     silences: list[Silence] = []
     """Times of silence."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """One schedule that counts new rows of the request log, judges complete windows and acts."""
+    spec = cast(MonitoringPolicySpec, resource.spec)
+    graph = context.of("ServingGraph", spec.graph)
+    waits = [f"ServingGraph/{spec.graph}"] if graph.output is None else []
+    truth = context.of("Dataset", spec.truth.dataset) if spec.truth else None
+    if truth is not None and truth.output is None and spec.truth:
+        waits.append(f"Dataset/{spec.truth.dataset}")
+    receivers = {one.notify: context.of("Receiver", one.notify) for one in spec.actions if one.notify}
+    if broken := [
+        f"Receiver/{name}: {one.unsupported}" for name, one in receivers.items() if one.unsupported
+    ]:
+        return Lowered(unsupported="; ".join(broken))
+    if waits or graph.output is None:
+        return Lowered(waits=tuple(waits))
+    served = {run for model in graph.output["models"].values() for run in model["history"]}
+    step = Step(
+        "monitor",
+        "monitor",
+        {
+            "policy": resource.name,
+            "spec": spec.document(),
+            "graph": spec.graph,
+            "log": f"logs/{spec.graph}",
+            "references": {run: f"runs/{run}/train/reference.json" for run in sorted(served)},
+            "truth": {"path": truth.output["path"], "spec": truth.output["spec"]}
+            if truth and truth.output
+            else None,
+            "receivers": {name: one.output for name, one in receivers.items()},
+        },
+    )
+    schedule = Schedule(f"{resource.name}-monitor", step, every=seconds(spec.every))
+    return Lowered(version="", output={"log": f"logs/{spec.graph}"}, workloads=(schedule,))

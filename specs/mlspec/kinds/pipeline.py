@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from mlspec.kind import Context, Lowered
 from mlspec.kinds.function import FunctionUse
-from mlspec.resource import Base, Identifier, Name, OneOf
+from mlspec.resource import Base, Identifier, Name, OneOf, Resource
 
 
 class PipelineStep(OneOf):
@@ -34,3 +35,8 @@ class PipelineSpec(Base):
     """Steps by name."""
     schedule: str | None = None
     """Five-field cron expression, UTC."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """Not executed yet."""
+    return Lowered(unsupported="pipelines cannot be run yet; resources order themselves by their references")

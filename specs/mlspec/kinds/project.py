@@ -51,7 +51,9 @@ class Prune(Base):
 class ProjectSpec(Base):
     """Settings of the repository. A repository without a Project has one target, `local`."""
 
-    targets: dict[Name, Target] = Field(default_factory=lambda: {"local": Target.model_validate({"local": {}})})
+    targets: dict[Name, Target] = Field(
+        default_factory=lambda: {"local": Target.model_validate({"local": {}})}
+    )
     """Targets by name."""
     default: Name | None = None
     """Target of commands without `--target`; by default the first one."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, Duration, OneOf
+from mlspec.kind import Context, Lowered
+from mlspec.resource import Base, Duration, OneOf, Resource
 
 
 class SecretValue(OneOf):
@@ -69,3 +70,11 @@ class ReceiverSpec(OneOf):
     """Apprise (not executed by the local target yet)."""
     give_up_after: Duration = "1d"
     """Messages older than this are marked as failed and no longer retried."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """Nothing runs: monitoring policies send."""
+    spec = cast(ReceiverSpec, resource.spec)
+    if spec.choice != "webhook":
+        return Lowered(unsupported=f"{spec.choice} messages cannot be sent yet; use webhook")
+    return Lowered(version="", output=spec.document())

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlspec.resource import Base, Name, Quantity
+from mlspec.kind import Context, Lowered
+from mlspec.resource import Base, Name, Quantity, Resource
+from mlspec.workload import Pool
 
 
 class Toleration(Base):
@@ -57,3 +59,8 @@ class ResourcePoolSpec(Base):
     """Priority classes and their values."""
     preemption: Literal["never", "lower-priority", "reclaim"] = "reclaim"
     """Whether waiting runs stop others: never, those of lower priority, or also those that borrow."""
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """A quota, for targets with a queueing engine."""
+    return Lowered(version="", output={}, workloads=(Pool(resource.name, resource.spec.document()),))

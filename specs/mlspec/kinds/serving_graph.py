@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kinds.function import FunctionUse
+from mlspec.kind import CodeUse, Context, Lowered
+from mlspec.kinds.function import Bound, FunctionUse, bind, inline
 from mlspec.kinds.training_job import Resources
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Share
+from mlspec.manifest import digest
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Share
+from mlspec.workload import JSON, Service, Step, Trigger
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 
@@ -68,7 +72,7 @@ class OnError(OneOf):
     """Pass the step's input on."""
 
 
-class Step(OneOf):
+class GraphStep(OneOf):
     """One step of the graph."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("python", "view", "model", "router", "ensemble", "split")
@@ -136,7 +140,7 @@ class Tensor(Base):
 class ServingGraphSpec(Base):
     """A graph of steps behind one V2 endpoint: `POST /v2/models/NAME/infer`."""
 
-    steps: dict[StepName, Step] = Field(min_length=1)
+    steps: dict[StepName, GraphStep] = Field(min_length=1)
     """Steps by name."""
     respond: StepName | None = None
     """The step whose output is the answer; by default the only step that nobody takes."""
@@ -152,3 +156,77 @@ class ServingGraphSpec(Base):
     """Bounds of one replica."""
     log: RequestLog = RequestLog()
     """The request log."""
+
+
+def code(spec: ServingGraphSpec) -> Iterable[CodeUse]:
+    """The functions of `python` steps, when they are written in place."""
+    for step in spec.steps.values():
+        yield from inline(step.python)
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """One service that holds the whole graph; a new model or view is a new document, not a new process."""
+    spec = cast(ServingGraphSpec, resource.spec)
+    models: dict[str, JSON] = {}
+    views: dict[str, JSON] = {}
+    functions: dict[str, Bound] = {}
+    waits: list[str] = []
+    for name, step in spec.steps.items():
+        if step.model:
+            model = context.of(("Model", "TrainingJob"), step.model)
+            if model.output is None:
+                waits.append(f"the first accepted run of {step.model}")
+            else:
+                models[step.model] = model.output
+        elif step.view:
+            view = context.of("FeatureView", step.view)
+            if view.output is None:
+                waits.append(f"FeatureView/{step.view}")
+            else:
+                views[step.view] = view.output
+        elif step.python:
+            functions[name] = bind(step.python, resource, context)
+    if waits:
+        return Lowered(waits=tuple(waits))
+    switch = context.facts.latest("switch", resource.name)
+    chosen = {name: served(one, switch) for name, one in models.items()}
+    requirements = {one for model in models.values() for one in model.get("requirements", [])}
+    requirements |= {one for function in functions.values() for one in function.requirements}
+    document = {
+        "spec": spec.document(),
+        "models": {name: {"run": one["run"], "path": one["path"]} for name, one in chosen.items()},
+        "views": {
+            name: {"spec": one["spec"], "dataset": one["dataset"]["spec"], "sets": one["sets"]}
+            for name, one in views.items()
+        },
+        "code": {name: one.document for name, one in functions.items()},
+    }
+    service = Service(
+        name=resource.name,
+        step=Step(
+            "serve",
+            "serve",
+            document,
+            spec.resources.needs(),
+            requirements=tuple(sorted(requirements)),
+            image=next((one.image for one in functions.values() if one.image), None),
+        ),
+        port=spec.port,
+        replicas=(spec.scale.min, spec.scale.max),
+        concurrency=spec.scale.concurrency,
+    )
+    runs = ", ".join(one["run"] for one in chosen.values())
+    return Lowered(
+        version=digest(document)[:8],
+        output={"models": models, "views": views},
+        workloads=(service,),
+        note=f"model {runs}" if runs else "",
+    )
+
+
+def served(model: JSON, switch: Trigger | None) -> JSON:
+    """The model that the graph uses: the accepted one, or the one before while a switch away from it is in force."""
+    previous = model.get("previous")
+    if switch and previous and switch.run == model["run"]:
+        return cast(JSON, previous)
+    return model

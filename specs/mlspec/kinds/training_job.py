@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kinds.function import FunctionUse
-from mlspec.resource import Base, Duration, Identifier, Moment, Name, OneOf, Quantity, Share, Sql
+from mlspec.kind import CodeUse, Context, Lowered
+from mlspec.kinds.function import FunctionUse, bind, inline
+from mlspec.resource import (
+    Base,
+    Duration,
+    Identifier,
+    Moment,
+    Name,
+    OneOf,
+    Quantity,
+    Resource,
+    Share,
+    Sql,
+    amount,
+    moment,
+    seconds,
+)
+from mlspec.workload import JSON, Needs, Record, Run, Step, identify
 
 METRICS: dict[str, Literal["higher", "lower"]] = {
     "auc": "higher",
@@ -63,6 +83,17 @@ class Resources(Base):
     """ResourcePool whose queue admits the run."""
     priority: Name | None = None
     """Priority class of that pool."""
+
+    def needs(self, gpu: bool = True) -> Needs:
+        """The same as numbers: cores, bytes, GPUs; `gpu=False` for steps that only prepare."""
+        return Needs(
+            cpu=amount(self.cpu),
+            memory=amount(self.memory),
+            gpu=float(self.gpu or self.gpu_share or 0) if gpu else 0.0,
+            gpu_type=self.gpu_type if gpu else None,
+            pool=self.pool,
+            priority=self.priority,
+        )
 
 
 class Torch(Base):
@@ -154,3 +185,183 @@ class TrainingJobSpec(Base):
     """The run fails after this time."""
     retries: int = Field(1, ge=0, le=10)
     """How often a failed process is started again."""
+
+
+def code(spec: TrainingJobSpec) -> Iterable[CodeUse]:
+    """The training function, when it is written in place."""
+    return inline(spec.function)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One gate over one run."""
+
+    passed: bool
+    sentence: str
+    """`auc 0.755 >= 0.713 (serving 0.718 - 0.005)`."""
+
+
+def verdicts(gates: Sequence[Gate], result: JSON) -> list[Verdict]:
+    """Judge the gates of a job over the committed result of its `train` step. Pure: gates may change without a training."""
+    return [_verdict(gate, result["metrics"], result.get("baseline")) for gate in gates]
+
+
+def _verdict(gate: Gate, metrics: JSON, baseline: JSON | None) -> Verdict:
+    value = metrics.get(gate.metric)
+    if value is None:
+        return Verdict(False, f"the run has no metric {gate.metric}")
+    tests: list[tuple[bool, str]] = []
+    if gate.min is not None:
+        tests.append((value >= gate.min, f">= {gate.min:g}"))
+    if gate.max is not None:
+        tests.append((value <= gate.max, f"<= {gate.max:g}"))
+    if gate.against and baseline and baseline.get("metrics") and gate.metric in baseline["metrics"]:
+        other = baseline["metrics"][gate.metric]
+        if METRICS.get(gate.metric, "higher") == "higher":
+            tests.append((value >= other - gate.tolerance, f">= serving {other:.4g} - {gate.tolerance:g}"))
+        else:
+            tests.append((value <= other + gate.tolerance, f"<= serving {other:.4g} + {gate.tolerance:g}"))
+    elif gate.against:
+        tests.append((True, "(no serving model to compare with)"))
+    passed = all(ok for ok, _ in tests)
+    wanted = " and ".join(text for ok, text in tests if passed or not ok)
+    return Verdict(passed, f"{gate.metric} {value:.4g} {'' if passed else 'is not '}{wanted}")
+
+
+def moved(data: Mapping[str, DataUse], to: str, window: str | None) -> dict[str, DataUse]:
+    """The job's data, moved so that its newest moment is `to`; `window` stretches or cuts its oldest end."""
+    ends = [moment(use.to) for use in data.values() if use.to]
+    if not ends:
+        return dict(data)
+    shift = moment(to) - max(ends)
+    starts = [moment(use.from_) for use in data.values() if use.from_]
+    oldest = min(starts, default=None)
+    result = {}
+    for name, use in data.items():
+        start, end = use.from_, use.to
+        new_start = moment(start) + shift if start else None
+        if new_start and window and oldest and start and moment(start) == oldest:
+            new_start = moment(to) - timedelta(seconds=seconds(window))
+        new_end = moment(end) + shift if end else None
+        result[name] = use.model_copy(
+            update={
+                "from_": new_start.isoformat() if new_start else None,
+                "to": new_end.isoformat() if new_end else None,
+            }
+        )
+    return result
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """A run of two steps (prepare the tables, train and evaluate) and the record of the model that serves."""
+    spec = cast(TrainingJobSpec, resource.spec)
+    facts = context.facts
+    live = facts.records.get(f"model-{resource.name}")
+    keep = _keep(resource.name, live)
+    trigger = facts.latest("retrain", resource.name)
+    data = moved(spec.data, trigger.at, trigger.window) if trigger else spec.data
+    function = bind(spec.function, resource, context)
+    inputs: dict[str, JSON] = {}
+    versions: dict[str, Any] = {}
+    waits: list[str] = []
+    for name, use in data.items():
+        source = context.of("FeatureView", use.view) if use.view else context.of("Dataset", use.dataset or "")
+        if source.output is None:
+            waits.append(f"FeatureView/{use.view}" if use.view else f"Dataset/{use.dataset}")
+            continue
+        versions[f"data {name}"] = [use.document(), source.version]
+        view = source.output if use.view else None
+        inputs[name] = {
+            "use": use.document(),
+            "dataset": view["dataset"] if view else source.output,
+            "view": {"spec": view["spec"], "sets": view["sets"]} if view else None,
+            "as_of": trigger.at if trigger else None,
+        }
+    if waits:
+        return dataclasses.replace(keep, waits=tuple(waits))
+    parts = {
+        "code": function.identity,
+        "parameters": dict(spec.parameters),
+        "seed": spec.seed,
+        "evaluation": [spec.evaluate, spec.metrics],
+        "engine": spec.engine.document(),
+        **versions,
+    }
+    if trigger:
+        parts["trigger"] = trigger.id
+    name, digests = identify(resource.name, parts)
+    serving = live if live and live["run"] != name else None
+    run = Run(
+        name,
+        (
+            Step(
+                "frames", "frames", {"spec": spec.document(), "data": inputs}, spec.resources.needs(gpu=False)
+            ),
+            Step(
+                "train",
+                "train",
+                {
+                    "job": resource.name,
+                    "spec": spec.document(),
+                    "code": function.document,
+                    "parameters": dict(spec.parameters),
+                    "seed": spec.seed,
+                    "gates": [gate.document() for gate in spec.gates],
+                    "baseline": {"run": serving["run"], "path": serving["path"]} if serving else None,
+                    "experiment": resource.name,
+                },
+                spec.resources.needs(),
+                requirements=function.requirements,
+                image=function.image,
+                timeout=seconds(spec.timeout),
+                retries=spec.retries,
+                after=("frames",),
+            ),
+        ),
+        f"train {resource.name}",
+        digests,
+        spec.engine.choice,
+    )
+    fact = facts.run(name)
+    if fact is None or fact.phase != "succeeded":
+        failed = fact.message if fact and fact.phase == "failed" else ""
+        return dataclasses.replace(keep, workloads=(run, *keep.workloads), waits=(name,), failed=failed)
+    result = fact.results["train"]
+    judged = verdicts(spec.gates, result)
+    if not all(one.passed for one in judged):
+        reasons = "; ".join(one.sentence for one in judged if not one.passed)
+        return dataclasses.replace(
+            keep, workloads=(run, *keep.workloads), failed=f"run {name} did not pass its gates: {reasons}"
+        )
+    if live and (live["run"] == name or live.get("rejected") == name):
+        return dataclasses.replace(keep, workloads=(run, *keep.workloads))
+    promoted = {
+        "run": name,
+        "path": f"runs/{name}/train/model",
+        "reference": f"runs/{name}/train/reference.json",
+        "inputs": result["inputs"],
+        "metrics": result["metrics"],
+        "requirements": list(function.requirements),
+        "previous": _without_history(live) if live else None,
+        "history": [*(live or {}).get("history", [])[-19:], name],
+        "gates": [one.sentence for one in judged],
+    }
+    promotion = _keep(resource.name, promoted)
+    return dataclasses.replace(promotion, workloads=(run, *promotion.workloads))
+
+
+def _keep(job: str, record: JSON | None) -> Lowered:
+    """The model that serves, whatever else happens."""
+    if record is None:
+        return Lowered()
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in list(record["metrics"].items())[:2])
+    return Lowered(
+        version=record["run"],
+        output=record,
+        workloads=(Record(f"model-{job}", record),),
+        note=f"serves {record['run']}: {metrics}",
+    )
+
+
+def _without_history(record: JSON) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("previous", "history")}
