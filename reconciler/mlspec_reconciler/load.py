@@ -1,24 +1,14 @@
-"""Load: find the spec files of a repository, read them, and build the project. Every command starts here.
-
-Files are `*.yaml` and `*.yml`, recursively, without hidden folders, `node_modules` and what `.mlspecignore` names.
-"""
+"""Load: read the spec files of a repository and build the project. Every command that needs a project starts here."""
 
 from __future__ import annotations
 
-import fnmatch
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlspec import project, source
-from mlspec.diagnostics import Diagnostic, Mark
-
-STDIN = Path("-")
-IGNORE = ".mlspecignore"
-_SKIPPED = ("node_modules", "__pycache__", "venv")
-_SUFFIXES = (".yaml", ".yml")
+from mlspec import project
+from mlspec.diagnostics import Diagnostic
+from mlspec_reconciler import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,59 +25,17 @@ class Loaded:
 def load(paths: Sequence[Path] | None = None, root: Path | None = None) -> Loaded:
     """Read and link the specs under `paths` (the root when none). Marks are relative to `root` (the working folder)."""
     root = (root or Path.cwd()).absolute()
-    texts, problems = read(paths or [root], root)
+    texts, problems = files.read(paths or [root], root)
+    return build(texts, problems, root)
+
+
+def build(texts: Mapping[str, str], problems: Sequence[Diagnostic], root: Path) -> Loaded:
+    """Link texts that `files.read` has read."""
     built = project.build(texts, name_of(root))
     diagnostics = (*problems, *built.diagnostics)
     if any(one.severity == "error" for one in problems):
         return Loaded(None, diagnostics, texts, built.resources, built.foreign)
     return Loaded(built.project, diagnostics, texts, built.resources, built.foreign)
-
-
-def read(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[Diagnostic]]:
-    """The texts of all spec files by path, and what could not be read."""
-    texts: dict[str, str] = {}
-    problems: list[Diagnostic] = []
-    for path in paths:
-        if path == STDIN:
-            text, found = source.decode(sys.stdin.buffer.read(), "stdin")
-            texts["stdin"] = text
-            problems += found
-            continue
-        files = list(find(root / path)) if (root / path).is_dir() else [root / path]
-        for file in files:
-            name = _shown(file, root)
-            try:
-                text, found = source.decode(file.read_bytes(), name)
-            except OSError as error:
-                message = f"cannot be read: {error.strerror or error}"
-                text, found = (
-                    "",
-                    [Diagnostic("error", "unreadable-file", message, Mark(name), "name a file or a folder")],
-                )
-            texts[name] = text
-            problems += found
-    return texts, problems
-
-
-def find(folder: Path) -> Iterator[Path]:
-    """All spec files under a folder, in the order of their names."""
-    ignored = _ignored(folder / IGNORE)
-    for current, folders, files in os.walk(folder):
-        inside = Path(current)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name not in _SKIPPED
-            and not _matches(inside / name, folder, ignored)
-        )
-        for name in sorted(files):
-            if (
-                name.endswith(_SUFFIXES)
-                and not name.startswith(".")
-                and not _matches(inside / name, folder, ignored)
-            ):
-                yield inside / name
 
 
 def name_of(root: Path) -> str:
@@ -96,29 +44,3 @@ def name_of(root: Path) -> str:
         letter if letter.isalnum() and letter.isascii() else "-" for letter in root.name.lower()
     )
     return letters.strip("-")[:63].strip("-") or "project"
-
-
-def _ignored(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line.strip().rstrip("/") for line in lines if line.strip() and not line.startswith("#")]
-
-
-def _matches(path: Path, folder: Path, patterns: Sequence[str]) -> bool:
-    if not patterns:
-        return False
-    relative = path.relative_to(folder).as_posix()
-    return any(
-        fnmatch.fnmatch(relative, pattern.lstrip("/"))
-        or ("/" not in pattern and fnmatch.fnmatch(path.name, pattern))
-        for pattern in patterns
-    )
-
-
-def _shown(file: Path, root: Path) -> str:
-    try:
-        return file.absolute().relative_to(root).as_posix()
-    except ValueError:
-        return file.as_posix()

@@ -34,7 +34,9 @@ def text(diagnostics: Sequence[Diagnostic], texts: Texts, colour: bool = False) 
 
 def _block(one: Diagnostic, lines: Sequence[str], colour: bool) -> str:
     head = _paint(f"{one.severity}[{one.code}]", _COLOURS[one.severity], colour)
-    block = f"{head}{_paint(':', '1', colour)} {_clean(one.message)}\n  {_paint(str(one.mark), '36', colour)}\n"
+    block = (
+        f"{head}{_paint(':', '1', colour)} {_clean(one.message)}\n  {_paint(str(one.mark), '36', colour)}\n"
+    )
     source_line = _visible(lines[one.mark.line - 1]) if one.mark.line <= len(lines) else ""
     hint = _clean(one.hint)
     if not source_line.strip():
@@ -172,7 +174,9 @@ def sarif(diagnostics: Sequence[Diagnostic], texts: Texts) -> str:
 def _uri(path: str) -> str:
     safe = "/-_.~"
     return "".join(
-        letter if letter.isascii() and letter.isalnum() or letter in safe else "".join(f"%{byte:02X}" for byte in letter.encode())
+        letter
+        if (letter.isascii() and letter.isalnum()) or letter in safe
+        else "".join(f"%{byte:02X}" for byte in letter.encode())
         for letter in path
     )
 

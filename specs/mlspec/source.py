@@ -111,6 +111,36 @@ def parse_text(text: str, path: str) -> Source:
     return Source(tuple(documents), tuple(unreadable), tuple(diagnostics))
 
 
+def fixed(text: str) -> str:
+    """The text with every ambiguous scalar written so that all tools read the same; all else stays as it is.
+
+    Grouped numbers lose their underscores; everything else is quoted, because only its author knows what was meant.
+    """
+    try:
+        roots = list(_compose(text))
+    except (yaml.YAMLError, _TooDeep, UnicodeEncodeError):
+        return text
+    edits: dict[int, tuple[int, str]] = {}
+    pending: list[yaml.Node] = roots
+    seen: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            found = _resolve(node.value) if not node.style and not node.tag else None
+            if found.__class__ is _Ambiguous:
+                edits[node.start_mark.index] = (node.end_mark.index, found.fix)
+        elif isinstance(node, yaml.MappingNode):
+            pending += (part for entry in node.value for part in entry)
+        else:
+            pending += node.value
+    for start, (end, replacement) in sorted(edits.items(), reverse=True):
+        text = text[:start] + replacement + text[end:]
+    return text
+
+
 def place(document: Document, problem: Problem) -> Diagnostic:
     """The problem with its place in the text."""
     mark = locate(document, problem.path, problem.on_key)
@@ -348,6 +378,7 @@ class _Ambiguous:
     reading: str
     hint: str
     value: Any
+    fix: str
 
 
 _WORDS = {"y": True, "yes": True, "on": True, "n": False, "no": False, "off": False}
@@ -381,54 +412,42 @@ def _interpret(text: str) -> Any:
     lower = text.lower()
     if lower in _WORDS and text in (lower, lower.capitalize(), lower.upper()):
         meant = "true" if _WORDS[lower] else "false"
-        reading = f"{meant} to some tools and text to others"
-        return _Ambiguous(
-            f"`{text}` is {reading}", reading, f'write {meant}, or "{text}" for the text', _WORDS[lower]
-        )
+        return _ambiguous(text, f"{meant} to some tools and text to others", f"write {meant}", _WORDS[lower])
     if text[0] not in "0123456789+-.":
         return text
     if _INTEGER.fullmatch(text) or _BASED.fullmatch(text):
         number = int(text, 0)
         if -(2**63) <= number < 2**63:
             return number
-        reading = "a whole number of more than 64 bits, which tools round differently"
-        return _Ambiguous(f"`{text}` is {reading}", reading, f'write "{text}" in quotes', text)
+        return _ambiguous(text, "a whole number of more than 64 bits, which tools round differently")
     if _LEADING_ZERO.fullmatch(text) or _OTHER_BASE.fullmatch(text):
         digits = text.replace("_", "")
-        plain = digits.lstrip("+-").lstrip("0")
-        number = int(digits, 0) if _OTHER_BASE.fullmatch(text) else int(plain or "0")
-        number = -abs(number) if text[0] == "-" else number
-        reading = "an octal or other number to some tools and something else to others"
-        return _Ambiguous(
-            f"`{text}` is {reading}", reading, f'write {number}, or "{text}" for the text', number
-        )
+        number = int(digits, 0) if _OTHER_BASE.fullmatch(text) else int(digits)
+        reading = "octal, decimal or binary to some tools and something else to others"
+        return _ambiguous(text, reading, f"write {number}", number)
     if _FLOAT.fullmatch(text):
         real = float(text)
-        if math.isfinite(real):
-            return real
-        reading = "too large for a number"
-        return _Ambiguous(
-            f"`{text}` is {reading}", reading, f'write a smaller number, or "{text}" for the text', 0.0
-        )
+        return real if math.isfinite(real) else _ambiguous(text, "too large for a number")
     if _NOT_FINITE.fullmatch(text):
-        reading = "a number that JSON does not have"
-        return _Ambiguous(
-            f"`{text}` is {reading}", reading, f'leave the value out, or write "{text}" in quotes', 0.0
-        )
+        return _ambiguous(text, "a number that JSON does not have")
     if "_" in text and _UNDERSCORED.fullmatch(text):
         digits = text.replace("_", "")
-        value = float(digits) if any(letter in digits for letter in ".eE") else int(digits)
-        reading = "a number to some tools and text to others"
-        return _Ambiguous(
-            f"`{text}` is {reading}", reading, f'write {digits}, or "{text}" for the text', value
+        grouped = float(digits) if any(letter in digits for letter in ".eE") else int(digits)
+        return _ambiguous(
+            text, "a number to some tools and text to others", f"write {digits}", grouped, digits
         )
     if _SEXAGESIMAL.fullmatch(text):
-        reading = "a number in base 60 to some tools and text to others"
-        return _Ambiguous(f"`{text}` is {reading}", reading, f'write "{text}" in quotes', text)
+        return _ambiguous(text, "a number in base 60 to some tools and text to others")
     if _DATE.fullmatch(text):
-        reading = "a date to some tools and text to others"
-        return _Ambiguous(f"`{text}` is {reading}", reading, f'write "{text}" in quotes', text)
+        return _ambiguous(text, "a date to some tools and text to others")
     return text
+
+
+def _ambiguous(text: str, reading: str, better: str = "", value: Any = None, fix: str = "") -> _Ambiguous:
+    hint = f'{better}, or "{text}" for the text' if better else f'write "{text}" in quotes'
+    return _Ambiguous(
+        f"`{text}` is {reading}", reading, hint, text if value is None else value, fix or f'"{text}"'
+    )
 
 
 # Places
