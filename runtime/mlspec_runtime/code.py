@@ -55,7 +55,7 @@ def call(
     `within` is the working directory of the call (the process's own one is restored). The arguments are checked against
     the signature first: unknown and missing ones raise a TaskError that names them.
     """
-    _check_arguments(function, arguments)
+    check_arguments(function, arguments)
     with faults(folder.absolute()), _directory(within):
         return function(**arguments)
 
@@ -198,7 +198,7 @@ def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
         return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _check_arguments(function: Function, arguments: Mapping[str, Any]) -> None:
+def check_arguments(function: Function, arguments: Mapping[str, Any]) -> None:
     parameters = _parameters(function)
     name = getattr(function, "__name__", "the function")
     named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -142,6 +142,11 @@ def load(path: Path) -> Model:
     except Exception as error:
         message = f"the model in {path} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise TaskError(message, "it may come from another version of its library; train it again") from error
+    return bind(estimator, manifest, path)
+
+
+def bind(estimator: Any, manifest: Manifest, path: Path) -> Model:
+    """A Model of an estimator that is in memory already."""
     warnings.filterwarnings(
         "ignore", message=r"X (does not have|has) (valid )?feature names", category=UserWarning
     )
