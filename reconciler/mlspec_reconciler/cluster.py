@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlspec.manifest import Key
+from mlspec.workload import RunFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Object:
     """Changes with each change of body or status (resourceVersion)."""
     annotations: Mapping[str, str]
     """mlspec's own: origin, revision, digest."""
+    deleting: bool = False
+    """Its deletion was asked for and goes on; until it is gone, `create` and `apply` answer `Conflict`."""
 
 
 class Conflict(Exception):
@@ -50,11 +53,25 @@ class Cluster(Protocol):
     def create(self, body: Mapping[str, Any], annotations: Mapping[str, str]) -> Object:
         """Create; `Conflict` when it exists."""
 
-    def apply(self, body: Mapping[str, Any], annotations: Mapping[str, str], version: str | None = None) -> Object:
+    def apply(
+        self, body: Mapping[str, Any], annotations: Mapping[str, str], version: str | None = None
+    ) -> Object:
         """Create or replace the body; with `version`, `Conflict` unless the live object has it."""
 
     def delete(self, key: Key, uid: str) -> None:
         """Ask for deletion of exactly this object (by uid); nothing when it is gone already."""
 
     def watch(self, timeout: float) -> Iterator[Key]:
-        """Keys of objects that change, as they change, for at most `timeout` seconds without a change."""
+        """Keys of objects that change, as they change, for at most `timeout` seconds without a change.
+
+        Counts from the call, not from the first `next()`: watch, then list, then wait, and no change is missed.
+        """
+
+    def runs(self) -> Mapping[str, RunFact]:
+        """Every run that was ever made here, by name, also when its object is gone."""
+
+    def note(self, name: str) -> Mapping[str, Any] | None:
+        """A small document that the reconciler keeps beside the objects (inventory, applied revision)."""
+
+    def set_note(self, name: str, document: Mapping[str, Any]) -> None:
+        """Replace a document; durable when this returns."""

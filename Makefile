@@ -1,0 +1,45 @@
+# Everything from a fresh clone: `make demo` tells the story, `make test` proves it. Nothing else has to be installed
+# than Python 3.11 or newer with its venv module.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test check unit bench schemas requirements clean
+
+demo: $(STAMP)
+	$(RUN)/python examples/flights/demo.py
+
+test: check unit
+
+# Fast first: format, lint, types, architecture, then the tests.
+check: $(STAMP)
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+	$(RUN)/mlspec schema --check
+
+unit: $(STAMP)
+	$(RUN)/python -m pytest
+
+bench: $(STAMP)
+	$(RUN)/python -m benchmarks
+
+schemas: $(STAMP)
+	$(RUN)/mlspec schema --write
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# After a change of the dependencies in pyproject.toml.
+requirements: $(STAMP)
+	$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
+		--no-header pyproject.toml --output-file requirements/dev.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,39 @@
+"""`mlspec dev`: validate and plan on every save."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from mlspec_reconciler import terminal, watch
+from mlspec_reconciler.notes import notes, titles
+from mlspec_reconciler.reconcile import look
+from mlspec_reconciler.show import plan as show
+
+
+@click.command()
+@terminal.project_options
+def command(path: Path, target: str | None) -> int:
+    """Watch the folder; on every save print what is wrong, or what apply would do. Ctrl-C ends it.
+
+    \b
+    mlspec dev
+    """
+    _once(path, target)
+    for burst in watch.changes(path.absolute()):
+        names = ", ".join(sorted(Path(name).name for name in burst))
+        click.echo(f"\n--- {time.strftime('%H:%M:%S')} {names}")
+        _once(path, target)
+    return 0
+
+
+def _once(path: Path, target: str | None) -> None:
+    try:
+        project, wanted = terminal.opened(path, target)
+    except click.exceptions.Exit:
+        return
+    seen = look(wanted, project.workspace.cluster())
+    rows = show.lines(seen.plan, terminal.locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
+    click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))

@@ -1,0 +1,72 @@
+"""`mlspec logs`: what the processes of a resource have printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from mlspec_reconciler import inventory, workspace
+
+
+@click.command()
+@click.argument("what")
+@click.option(
+    "--path",
+    default=".",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the project.",
+)
+@click.option("--lines", "-n", default=200, show_default=True, help="Last lines of each file.")
+@click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
+def command(what: str, path: Path, lines: int, follow: bool) -> int:
+    """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor`.
+
+    \b
+    mlspec logs TrainingJob/late-arrival
+    mlspec logs late-arrival-7c1e9a02 --follow
+    """
+    place = workspace.find(path)
+    files = list(_files(place, what))
+    if not files:
+        known = sorted(inventory.read(place.cluster()).entries) if place.home.exists() else []
+        click.echo(
+            f"error[no-logs]: there are no logs of {what}; resources with logs are among: {', '.join(known)}",
+            err=True,
+        )
+        return 1
+    positions: dict[Path, int] = {}
+    for file in files:
+        click.echo(f"==> {file.relative_to(place.root)}")
+        content = file.read_text(errors="replace")
+        positions[file] = file.stat().st_size
+        click.echo("\n".join(content.splitlines()[-lines:]))
+    while follow:
+        time.sleep(0.3)
+        for file in _files(place, what):
+            with file.open(errors="replace") as stream:
+                stream.seek(positions.get(file, 0))
+                if text := stream.read():
+                    click.echo(text, nl=False)
+                positions[file] = stream.tell()
+    return 0
+
+
+def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:
+    logs = place.home / "logs"
+    if what == "supervisor":
+        yield from sorted(logs.glob("*.log"))
+        return
+    if not place.home.exists():
+        return
+    if "/" in what:
+        entry = inventory.read(place.cluster()).entries.get(what)
+        names = (
+            [key.name for key in entry.objects if key.kind != "Run" or key.name == entry.run] if entry else []
+        )
+    else:
+        names = [what]
+    for name in names:
+        yield from sorted(logs.glob(f"*/{name}/*.log"))

@@ -1,0 +1,52 @@
+"""`mlspec plan`: what apply would do, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mlspec_reconciler import planfile, terminal
+from mlspec_reconciler.notes import notes, titles
+from mlspec_reconciler.reconcile import look
+from mlspec_reconciler.show import plan as show
+
+
+@click.command()
+@terminal.project_options
+@click.option(
+    "--output", "-o", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save the plan for: mlspec apply FILE",
+)
+@click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
+def command(path: Path, target: str | None, output: str, out: Path | None, detailed_exitcode: bool) -> int:
+    """Show what apply would do: each change with its line in git, each run with its reason, and what follows.
+
+    \b
+    mlspec plan
+    mlspec plan --output markdown        # for a pull request
+    mlspec plan --out plan.json && mlspec apply plan.json
+    """
+    project, wanted = terminal.opened(path, target)
+    seen = look(wanted, project.workspace.cluster())
+    locate = terminal.locator(wanted)
+    rows = show.lines(seen.plan, locate, titles(seen.compiled), notes(wanted.project, seen))
+    match output:
+        case "json":
+            click.echo(json.dumps(show.document(seen.plan, locate, project.target_name), indent=2))
+        case "markdown":
+            click.echo(show.markdown(rows, seen.plan, project.target_name))
+        case _:
+            click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
+    if out is not None:
+        planfile.save(out, project, seen)
+        click.echo(f"Saved. Apply exactly this with: mlspec apply {out}", err=True)
+    elif output == "text" and not seen.plan.empty:
+        click.echo("Apply with: mlspec apply")
+    return 2 if detailed_exitcode and not seen.plan.empty else 0

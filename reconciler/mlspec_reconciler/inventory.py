@@ -1,0 +1,101 @@
+"""Inventory: what mlspec has made on a target, and from which specs.
+
+A write-ahead log in the cluster itself: objects are entered before they are created and stay until their deletion was
+seen. So nothing is ever deleted that is not in it, and nothing that was made is ever forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlspec.manifest import Key
+from mlspec.resource import Resource
+from mlspec_reconciler.cluster import Cluster
+
+NOTE = "inventory"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One resource as it was applied last."""
+
+    resource: str
+    spec: Mapping[str, Any]
+    place: str
+    """`file:line` of the applied spec."""
+    objects: tuple[Key, ...] = ()
+    run: str = ""
+    """The newest run that was made for it."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What that run's name is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All entries by resource id."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def owner(self, key: Key) -> Entry | None:
+        """The entry that an object belongs to."""
+        return next((entry for entry in self.entries.values() if key in entry.objects), None)
+
+    def having(
+        self, resource: Resource, keys: Iterable[Key], run: str = "", parts: Mapping[str, str] | None = None
+    ) -> Inventory:
+        """With these objects added to the entry of a resource (made when there is none)."""
+        old = self.entries.get(resource.id, Entry(resource.id, {}, ""))
+        objects = tuple(dict.fromkeys([*old.objects, *keys]))
+        entry = replace(
+            old,
+            spec=resource.spec.document(),
+            place=f"{resource.mark.path}:{resource.mark.line}",
+            objects=objects,
+        )
+        if run:
+            entry = replace(entry, run=run, parts=dict(parts or {}))
+        return Inventory({**self.entries, resource.id: entry})
+
+    def without(self, resource: str, keys: Iterable[Key]) -> Inventory:
+        """With these objects removed; an entry that was not declared any more goes with its last object."""
+        entry = self.entries.get(resource)
+        if entry is None:
+            return self
+        gone = set(keys)
+        return Inventory(
+            {
+                **self.entries,
+                resource: replace(entry, objects=tuple(key for key in entry.objects if key not in gone)),
+            }
+        )
+
+    def forgetting(self, resource: str) -> Inventory:
+        """Without a resource whose objects are all gone."""
+        return Inventory({name: entry for name, entry in self.entries.items() if name != resource})
+
+
+def read(cluster: Cluster) -> Inventory:
+    """The inventory of a cluster; empty when nothing was ever applied."""
+    document = cluster.note(NOTE) or {}
+    entries = {}
+    for name, entry in document.get("entries", {}).items():
+        objects = tuple(Key(*key) for key in entry["objects"])
+        entries[name] = Entry(name, entry["spec"], entry["place"], objects, entry["run"], entry["parts"])
+    return Inventory(entries)
+
+
+def write(cluster: Cluster, inventory: Inventory) -> None:
+    """Make the inventory durable."""
+    entries = {
+        name: {
+            "spec": dict(entry.spec),
+            "place": entry.place,
+            "objects": [[key.api_version, key.kind, key.namespace, key.name] for key in entry.objects],
+            "run": entry.run,
+            "parts": dict(entry.parts),
+        }
+        for name, entry in inventory.entries.items()
+    }
+    cluster.set_note(NOTE, {"entries": entries})

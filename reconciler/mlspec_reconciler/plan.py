@@ -1,0 +1,295 @@
+"""Plan: what has to change so that a target holds what a project becomes, why, and what follows from it.
+
+Pure: from the compiled project, the live objects and the inventory. `apply` performs a plan, `render` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mlspec.compile import Compiled
+from mlspec.kind_table import KINDS
+from mlspec.manifest import Key, Manifest
+from mlspec.project import Project
+from mlspec.resource import Path, Resource
+from mlspec.workload import RunFact
+from mlspec_reconciler.cluster import Object
+from mlspec_reconciler.inventory import Entry, Inventory
+
+DIGEST = "mlspec.dev/digest"
+ORIGIN = "mlspec.dev/origin"
+
+
+class Action(StrEnum):
+    """What happens to a resource."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    RUN = "run"
+    FOLLOW = "follow"
+    DELETE = "delete"
+    UNSUPPORTED = "unsupported"
+
+
+class Reason(StrEnum):
+    """Why. Stable words for `--output json`."""
+
+    NEW = "new"
+    SPEC = "spec-changed"
+    OUTPUT = "input-changed"
+    MISSING = "object-missing"
+    FIRST = "first-run"
+    INPUT = "run-input-changed"
+    RETRY = "failed-before"
+    UPSTREAM = "upstream-runs"
+    REMOVED = "removed-from-specs"
+    TARGET = "target-cannot"
+
+
+class Verb(StrEnum):
+    """What happens to an object."""
+
+    CREATE = "create"
+    APPLY = "apply"
+    RESTART = "restart"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One call to the cluster, with the identity of the object that it was planned for."""
+
+    verb: Verb
+    key: Key
+    manifest: Manifest | None = None
+    uid: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """One field of a spec that differs from what was applied; values are JSON, None when absent."""
+
+    path: Path
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happens to one resource, and why."""
+
+    action: Action
+    resource: str
+    reason: Reason
+    sentence: str = ""
+    fields: tuple[FieldChange, ...] = ()
+    writes: tuple[Write, ...] = ()
+    run: str = ""
+    last_seconds: float | None = None
+    """How long the run before took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All changes, in the order of the DAG."""
+
+    changes: tuple[Change, ...]
+    unchanged: int
+    inventory: Inventory
+    cluster: str = ""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do now."""
+        return not any(change.writes for change in self.changes) and not any(
+            change.action in (Action.CREATE, Action.UPDATE) for change in self.changes
+        )
+
+    def of(self, *actions: Action) -> list[Change]:
+        """The changes with these actions."""
+        return [change for change in self.changes if change.action in actions]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is gathered while planning."""
+
+    changes: list[Change] = field(default_factory=list)
+    moving: dict[str, str] = field(default_factory=dict)
+    """Resources whose output may change, with what makes them move."""
+    unchanged: int = 0
+
+
+def make(
+    project: Project,
+    compiled: Compiled,
+    live: Iterable[Object],
+    runs: Mapping[str, RunFact],
+    inventory: Inventory,
+    *,
+    retry: bool = True,
+    cluster: str = "",
+) -> Plan:
+    """Compare. `retry` plans failed runs again (a person asked), otherwise they are left as they are (the controller)."""
+    objects = {one.key: one for one in live}
+    desired: dict[str, list[Manifest]] = {}
+    for manifest in compiled.manifests:
+        desired.setdefault(manifest.origin.resource, []).append(manifest)
+    work = _Work()
+    for resource in project.order:
+        _resource(resource, desired.get(resource.id, []), objects, runs, inventory, compiled, retry, work)
+    declared = {resource.id for resource in project.order}
+    for name, entry in inventory.entries.items():
+        if name not in declared:
+            writes = tuple(_deletes(entry.objects, objects))
+            work.changes.append(
+                Change(Action.DELETE, name, Reason.REMOVED, f"was {entry.place}", writes=writes)
+            )
+    return Plan(tuple(work.changes), work.unchanged, inventory, cluster)
+
+
+def _resource(
+    resource: Resource,
+    manifests: Sequence[Manifest],
+    objects: Mapping[Key, Object],
+    runs: Mapping[str, RunFact],
+    inventory: Inventory,
+    compiled: Compiled,
+    retry: bool,
+    work: _Work,
+) -> None:
+    entry = inventory.entries.get(resource.id)
+    lowered = compiled.lowered[resource.id]
+    fields = tuple(diff(entry.spec, resource.spec.document())) if entry else ()
+    before = len(work.changes)
+    declarative = [manifest for manifest in manifests if not manifest.create_only]
+    writes = [write for manifest in declarative if (write := _write(manifest, objects))]
+    if entry and not lowered.waits and resource.id not in compiled.unsupported:
+        wanted = {manifest.key for manifest in manifests}
+        stale = [key for key in entry.objects if key not in wanted and not _is_run(key, objects)]
+        writes.extend(_deletes(stale, objects))
+    if resource.id in compiled.unsupported:
+        work.changes.append(
+            Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, compiled.unsupported[resource.id], fields)
+        )
+    elif entry is None:
+        sentence = f"after {', '.join(lowered.waits)}" if lowered.waits and not manifests else ""
+        work.changes.append(Change(Action.CREATE, resource.id, Reason.NEW, sentence, (), tuple(writes)))
+    elif fields:
+        work.changes.append(Change(Action.UPDATE, resource.id, Reason.SPEC, "", fields, tuple(writes)))
+    elif writes:
+        missing = all(write.verb is Verb.CREATE for write in writes) and not entry.objects
+        reason = Reason.MISSING if missing else Reason.OUTPUT
+        work.changes.append(Change(Action.UPDATE, resource.id, reason, lowered.note, (), tuple(writes)))
+    for manifest in manifests:
+        if manifest.create_only:
+            _run(resource, manifest, objects, runs, entry, retry, work)
+    _follow(resource, lowered.waits, bool(manifests), before, work)
+
+
+def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
+    live = objects.get(manifest.key)
+    if live is None:
+        return Write(Verb.CREATE, manifest.key, manifest)
+    if live.annotations.get(DIGEST) != manifest.digest:
+        return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version)
+    return None
+
+
+def _run(
+    resource: Resource,
+    manifest: Manifest,
+    objects: Mapping[Key, Object],
+    runs: Mapping[str, RunFact],
+    entry: Entry | None,
+    retry: bool,
+    work: _Work,
+) -> None:
+    name = manifest.key.name
+    fact = runs.get(name)
+    if fact and fact.phase == "succeeded":
+        return
+    live = objects.get(manifest.key)
+    spec = manifest.body["spec"]
+    title = spec.get("title", f"run {resource.name}")
+    if live is not None and not (fact and fact.phase == "failed"):
+        work.moving[resource.id] = title
+        return
+    if fact and fact.phase == "failed":
+        if not retry:
+            return
+        verb = Verb.RESTART if live else Verb.CREATE
+        write = Write(verb, manifest.key, manifest, live.uid if live else "", live.version if live else "")
+        work.changes.append(
+            Change(
+                Action.RUN, resource.id, Reason.RETRY, f"failed before: {fact.message}", (), (write,), name
+            )
+        )
+    else:
+        reason, sentence = _why(spec.get("parts", {}), entry)
+        seconds = _seconds(runs.get(entry.run)) if entry else None
+        write = Write(Verb.CREATE, manifest.key, manifest)
+        work.changes.append(Change(Action.RUN, resource.id, reason, sentence, (), (write,), name, seconds))
+    work.moving[resource.id] = title
+
+
+def _why(parts: Mapping[str, str], entry: Entry | None) -> tuple[Reason, str]:
+    if entry is None or not entry.run:
+        return Reason.FIRST, "first run"
+    changed = [name for name in parts if entry.parts.get(name) != parts[name]]
+    gone = [name for name in entry.parts if name not in parts]
+    words = ", ".join([*changed, *(f"without {name}" for name in gone)])
+    return Reason.INPUT, f"{words} changed" if words else "its result is gone"
+
+
+def _seconds(fact: RunFact | None) -> float | None:
+    if fact is None or fact.phase != "succeeded" or not fact.results:
+        return None
+    return sum(float(one.get("finished", 0)) - float(one.get("started", 0)) for one in fact.results.values())
+
+
+def _follow(resource: Resource, waits: Sequence[str], has_objects: bool, before: int, work: _Work) -> None:
+    """Resources that nothing changes, but that get new inputs when a run before them ends."""
+    movers = [
+        f"{kind}/{reference.name}"
+        for reference in KINDS[resource.kind].references(resource.spec)
+        for kind in reference.kinds
+        if f"{kind}/{reference.name}" in work.moving
+    ]
+    mine = work.changes[before:]
+    if movers and resource.id not in work.moving:
+        work.moving[resource.id] = work.moving[movers[0]]
+        if not mine and (has_objects or waits):
+            sentence = f"when {work.moving[movers[0]]} has ended"
+            work.changes.append(Change(Action.FOLLOW, resource.id, Reason.UPSTREAM, sentence))
+            return
+    if not mine:
+        work.unchanged += 1
+
+
+def _is_run(key: Key, objects: Mapping[Key, Object]) -> bool:
+    """Old runs stay until the resource goes: they hold what a revert would need."""
+    return key.kind in ("Run", "Workflow", "Job")
+
+
+def _deletes(keys: Iterable[Key], objects: Mapping[Key, Object]) -> Iterable[Write]:
+    for key in keys:
+        live = objects.get(key)
+        if live is not None:
+            yield Write(Verb.DELETE, key, None, live.uid, live.version)
+
+
+def diff(old: Any, new: Any, path: Path = ()) -> Iterable[FieldChange]:
+    """Fields that differ between two JSON values, deepest first mention; lists are compared as wholes unless equally long."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*new, *(name for name in old if name not in new)]:
+            yield from diff(old.get(name), new.get(name), (*path, name))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from diff(one, other, (*path, index))
+    elif old != new or type(old) is not type(new):
+        yield FieldChange(path, old, new)

@@ -1,0 +1,114 @@
+"""The one path as one function: observe, compile, plan, apply, and again until nothing moves.
+
+`mlspec plan` is its first half, `mlspec apply` the whole, and the controller calls it for ever. It keeps no state of
+its own between rounds: killed anywhere, the next call goes on from what the cluster holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlspec.compile import ENGINES, Compiled, compile
+from mlspec.health import Health, State
+from mlspec.kinds.project import Target
+from mlspec.project import Project
+from mlspec.workload import Files
+from mlspec_reconciler import apply, inventory, observe, plan
+from mlspec_reconciler.bundle import Bundle
+from mlspec_reconciler.cluster import Cluster, Object
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One revision of a repository, with the code and files that its specs name, on one target."""
+
+    project: Project
+    target: Target
+    code: Mapping[str, Bundle] = field(default_factory=dict)
+    files: Mapping[str, Files] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one look at the world found."""
+
+    compiled: Compiled
+    plan: plan.Plan
+    objects: tuple[Object, ...]
+
+
+Report = Callable[[Round, list[apply.Outcome]], None]
+
+
+def look(wanted: Wanted, cluster: Cluster, *, retry: bool = True) -> Round:
+    """Observe, compile, plan. Changes nothing."""
+    objects = tuple(cluster.list())
+    facts = observe.facts(cluster, objects, wanted.code, wanted.files)
+    compiled = compile(wanted.project, wanted.target, facts)
+    made = plan.make(
+        wanted.project,
+        compiled,
+        objects,
+        facts.runs,
+        inventory.read(cluster),
+        retry=retry,
+        cluster=cluster.identity,
+    )
+    return Round(compiled, made, objects)
+
+
+def reconcile(
+    wanted: Wanted,
+    cluster: Cluster,
+    lock: Path,
+    report: Report,
+    *,
+    retry: bool = True,
+    deadline: float = float("inf"),
+) -> Round:
+    """Make the cluster hold what is wanted; returns when nothing moves any more, or at the deadline (monotonic clock)."""
+    while True:
+        with exclusive(lock):
+            seen = look(wanted, cluster, retry=retry)
+            outcomes = apply.perform(seen.plan, wanted.project, cluster)
+        report(seen, outcomes)
+        retry = False
+        if not outcomes and not moving(seen, wanted.target):
+            return seen
+        if time.monotonic() > deadline:
+            return seen
+        if not outcomes:
+            next(iter(cluster.watch(timeout=1.0)), None)
+
+
+def moving(seen: Round, target: Target) -> list[Object]:
+    """Objects that are still on their way: waiting or progressing runs, starting services."""
+    return [
+        one
+        for one in seen.objects
+        if one.key.kind != "Schedule" and health(one, target).state in (State.PROGRESSING, State.WAITING)
+    ]
+
+
+def health(live: Object, target: Target) -> Health:
+    """Health of one object by the engine that made it."""
+    for engines in ENGINES[target.choice].values():
+        for engine in engines.values():
+            judge = engine.health.get(live.key.kind)
+            if judge is not None:
+                return judge(live.body, live.status)
+    return Health(State.UNKNOWN, f"nobody knows the health of a {live.key.kind}")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One reconciler at a time per target; the kernel releases the lock when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""How plans, progress and statuses look to people and to programs."""

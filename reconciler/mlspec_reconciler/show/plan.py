@@ -1,0 +1,189 @@
+"""A plan as text for a terminal, Markdown for a pull request, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlspec.diagnostics import Mark
+from mlspec.manifest import Key
+from mlspec.resource import Path
+from mlspec_reconciler.plan import Action, Change, FieldChange, Plan
+
+VERSION = 1
+SYMBOLS: Mapping[Action, str] = {
+    Action.CREATE: "+",
+    Action.UPDATE: "~",
+    Action.RUN: ">",
+    Action.FOLLOW: "~",
+    Action.DELETE: "-",
+    Action.UNSUPPORTED: "!",
+}
+COLORS: Mapping[str, str] = {"+": "32", "~": "33", ">": "36", "-": "31", "!": "35"}
+Locate = Callable[[str, Path], Mark | None]
+"""`(resource id, path in its spec) -> place in git`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan: symbol, subject, place in git, and words."""
+
+    symbol: str
+    subject: str
+    place: str
+    words: str
+
+
+def lines(plan: Plan, locate: Locate, titles: Mapping[str, str], notes: Mapping[str, str]) -> list[Line]:
+    """The plan line by line. `titles` names runs, `notes` adds what only a kind knows (gates, expected alerts)."""
+    result: list[Line] = []
+    for change in plan.changes:
+        symbol = SYMBOLS[change.action]
+        if change.action is Action.RUN:
+            result.append(Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change)))
+            continue
+        words = "; ".join(part for part in (change.sentence, notes.get(change.resource, "")) if part)
+        fields = [*change.fields]
+        if not fields:
+            result.append(Line(symbol, change.resource, _place(locate(change.resource, ())), words))
+            continue
+        for index, one in enumerate(fields):
+            place = _place(locate(change.resource, one.path if one.new is not None else one.path[:-1]))
+            extra = f"  ({words})" if words and index == 0 else ""
+            result.append(Line(symbol, change.resource if index == 0 else "", place, _field(one) + extra))
+    return result
+
+
+def _run_words(change: Change) -> str:
+    words = change.sentence
+    if change.last_seconds is not None:
+        words += f"; about {duration(change.last_seconds)}, as last time"
+    return words
+
+
+def _field(change: FieldChange) -> str:
+    path = ".".join(str(part) for part in change.path)
+    match change.old, change.new:
+        case None, new:
+            return f"{path}: {_value(new)} added"
+        case old, None:
+            return f"{path}: {_value(old)} removed"
+        case old, new:
+            return f"{path}: {_value(old)} -> {_value(new)}"
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _place(mark: Mark | None) -> str:
+    return f"{mark.path}:{mark.line}" if mark else ""
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `38 s`, `12 min`, `3.5 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def summary(plan: Plan) -> str:
+    """`1 to change, 2 runs, 1 follows; 9 unchanged.`"""
+    counts = [
+        (len(plan.of(Action.CREATE)), "to create"),
+        (len(plan.of(Action.UPDATE)), "to change"),
+        (len(plan.of(Action.DELETE)), "to delete"),
+        (len(plan.of(Action.RUN)), "run{s}"),
+        (len(plan.of(Action.FOLLOW)), "follow{v}"),
+        (len(plan.of(Action.UNSUPPORTED)), "unsupported"),
+    ]
+    words = [
+        f"{count} {word.format(s='' if count == 1 else 's', v='s' if count == 1 else '')}"
+        for count, word in counts
+        if count
+    ]
+    return (
+        f"{', '.join(words)}; {plan.unchanged} unchanged."
+        if words
+        else f"Nothing changes: {plan.unchanged} unchanged."
+    )
+
+
+def text(rows: Sequence[Line], plan: Plan, target: str, color: bool) -> str:
+    """For a terminal."""
+    if not rows:
+        return f"Nothing changes on {target}: {plan.unchanged} resources are as the specs say."
+    subject = max(len(row.subject) for row in rows)
+    place = max(len(row.place) for row in rows)
+    out = []
+    for row in rows:
+        symbol = f"\x1b[{COLORS[row.symbol]}m{row.symbol}\x1b[0m" if color else row.symbol
+        out.append(f"  {symbol} {row.subject:<{subject}}  {row.place:<{place}}  {row.words}".rstrip())
+    return "\n".join([*out, "", summary(plan)])
+
+
+def markdown(rows: Sequence[Line], plan: Plan, target: str) -> str:
+    """For a pull request."""
+    if not rows:
+        return f"**mlspec plan** on `{target}`: nothing changes."
+    body = [f"### mlspec plan on `{target}`", "", "| | what | where | why |", "|---|---|---|---|"]
+    for row in rows:
+        cells = (
+            f"`{row.symbol}`",
+            row.subject,
+            f"`{row.place}`" if row.place else "",
+            row.words.replace("|", "\\|"),
+        )
+        body.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*body, "", summary(plan)])
+
+
+def document(plan: Plan, locate: Locate, target: str) -> dict[str, Any]:
+    """For programs; `version` changes when a field changes its meaning."""
+    return {
+        "version": VERSION,
+        "target": target,
+        "cluster": plan.cluster,
+        "summary": {str(action): len(plan.of(action)) for action in Action} | {"unchanged": plan.unchanged},
+        "changes": [_change(change, locate) for change in plan.changes],
+    }
+
+
+def _change(change: Change, locate: Locate) -> dict[str, Any]:
+    return {
+        "action": str(change.action),
+        "resource": change.resource,
+        "reason": str(change.reason),
+        "sentence": change.sentence,
+        "place": _place(locate(change.resource, ())),
+        "run": change.run or None,
+        "fields": [
+            {
+                "path": list(one.path),
+                "old": one.old,
+                "new": one.new,
+                "place": _place(locate(change.resource, one.path)),
+            }
+            for one in change.fields
+        ],
+        "writes": [
+            {
+                "verb": str(write.verb),
+                "object": key_text(write.key),
+                "digest": write.manifest.digest if write.manifest else None,
+                "uid": write.uid or None,
+                "version": write.version or None,
+            }
+            for write in change.writes
+        ],
+    }
+
+
+def key_text(key: Key) -> str:
+    """`apiVersion Kind namespace/name`, unambiguous."""
+    return f"{key.api_version} {key.kind} {key.namespace}/{key.name}"

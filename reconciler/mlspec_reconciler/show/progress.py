@@ -1,0 +1,111 @@
+"""Progress of an apply: one line for each thing that happened, and on a terminal what is under way now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from mlspec.health import State
+from mlspec.kinds.project import Target
+from mlspec_reconciler.apply import Outcome
+from mlspec_reconciler.plan import Verb
+from mlspec_reconciler.reconcile import Round, health
+from mlspec_reconciler.show.plan import duration
+
+WORDS = {Verb.CREATE: "created", Verb.APPLY: "changed", Verb.RESTART: "started again", Verb.DELETE: "deleted"}
+
+
+class Progress:
+    """Follows the rounds of a reconcile. `say` prints one line; `live` (a terminal) shows what runs."""
+
+    def __init__(self, target: Target, say: Callable[[str], None], live: bool) -> None:
+        self._target = target
+        self._say = say
+        self._states: dict[str, tuple[State, str]] = {}
+        self._started: dict[str, float] = {}
+        self._status = _spinner() if live else None
+        self.failures: list[str] = []
+
+    def __enter__(self) -> Progress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def report(self, seen: Round, outcomes: list[Outcome]) -> None:
+        """Print what is new since the round before."""
+        self._objects(seen)
+        for outcome in outcomes:
+            what = outcome.write.key
+            if outcome.error:
+                self._fail(f"{outcome.change.resource}: {outcome.error}")
+            elif what.kind == "Run":
+                self._started.setdefault(what.name, time.monotonic())
+            elif what.kind == "Record":
+                self._say(
+                    f"  ~ {outcome.change.resource}: {outcome.change.sentence or 'its model is accepted'}"
+                )
+            else:
+                self._say(
+                    f"  {'-' if outcome.write.verb is Verb.DELETE else '~'} {what} {WORDS[outcome.write.verb]}"
+                )
+        if self._status is not None:
+            self._status.update(self._now())
+
+    def _objects(self, seen: Round) -> None:
+        for one in seen.objects:
+            name = f"{one.key.kind} {one.key.name}"
+            found = health(one, self._target)
+            before = self._states.get(name)
+            self._states[name] = (found.state, found.sentence)
+            if one.key.kind == "Run":
+                self._run(
+                    one.key.name, str(one.body["spec"].get("title", "")), found.state, found.sentence, before
+                )
+            elif before is not None and before[0] is not found.state and one.key.kind == "Service":
+                self._service(one.key.name, found.state, found.sentence)
+
+    def _run(
+        self, name: str, title: str, state: State, sentence: str, before: tuple[State, str] | None
+    ) -> None:
+        if name not in self._started or (before is not None and before[0] is state):
+            return
+        took = duration(time.monotonic() - self._started[name])
+        match state:
+            case State.READY:
+                self._say(f"  > {title} ({name}) done in {took}")
+            case State.FAILED:
+                self._fail(f"{title} ({name}) failed: {sentence}\n    mlspec logs {name}")
+            case State.PROGRESSING:
+                self._say(f"  > {title} ({name}) ...")
+
+    def _service(self, name: str, state: State, sentence: str) -> None:
+        match state:
+            case State.READY:
+                self._say(f"  + {name} answers at {sentence}")
+            case State.FAILED:
+                self._fail(f"{name}: {sentence}\n    mlspec logs ServingGraph/{name}")
+
+    def _fail(self, words: str) -> None:
+        self.failures.append(words)
+        self._say(f"  x {words}")
+
+    def _now(self) -> str:
+        busy = [
+            f"{name} {duration(time.monotonic() - self._started.get(name.split(' ', 1)[1], time.monotonic()))}"
+            for name, (state, _) in self._states.items()
+            if state in (State.PROGRESSING, State.WAITING) and not name.startswith("Schedule")
+        ]
+        return ", ".join(busy) or "looking"
+
+
+def _spinner():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    return Console(stderr=True).status("looking")

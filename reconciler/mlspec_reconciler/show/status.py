@@ -1,0 +1,144 @@
+"""Status: for each resource one stable sentence, and for what needs attention the next command."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlspec.compile import Compiled
+from mlspec.health import State
+from mlspec.kinds.project import Target
+from mlspec.resource import Resource
+from mlspec_reconciler.cluster import Object
+from mlspec_reconciler.plan import Plan
+from mlspec_reconciler.reconcile import Round, health
+
+ATTENTION = ("alert", "failed", "degraded", "drift")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One resource: a word (`ok`, `runs`, `waits`, `alert`, `failed`, ...), a sentence and what to do next."""
+
+    word: str
+    resource: str
+    sentence: str
+    next: str = ""
+
+
+def lines(order: Sequence[Resource], seen: Round, target: Target) -> list[Line]:
+    """The state of every resource that has something to say."""
+    owners: dict[str, list[Object]] = {}
+    for one in seen.objects:
+        owners.setdefault(one.annotations.get("mlspec.dev/resource", ""), []).append(one)
+    return [
+        line
+        for resource in order
+        if (line := _line(resource, owners.get(resource.id, []), seen.compiled, seen.plan, target))
+        is not None
+    ]
+
+
+def _line(
+    resource: Resource, objects: list[Object], compiled: Compiled, plan: Plan, target: Target
+) -> Line | None:
+    lowered = compiled.lowered[resource.id]
+    if resource.id in compiled.unsupported:
+        return Line("none", resource.id, compiled.unsupported[resource.id])
+    if lowered.failed:
+        return Line("failed", resource.id, lowered.failed, f"mlspec logs {resource.id}")
+    judged = [(one, health(one, target)) for one in objects]
+    for one, found in judged:
+        if one.key.kind == "Run":
+            continue
+        if found.state is State.FAILED:
+            return Line("failed", resource.id, found.sentence, f"mlspec logs {resource.id}")
+        if found.state is State.DEGRADED:
+            return Line("degraded", resource.id, found.sentence, f"mlspec logs {resource.id}")
+    running = [
+        one
+        for one, found in judged
+        if one.key.kind == "Run" and found.state in (State.PROGRESSING, State.WAITING)
+    ]
+    if running:
+        return Line(
+            "runs",
+            resource.id,
+            f"{running[0].key.name} is running" + (f"; {lowered.note}" if lowered.note else ""),
+        )
+    if lowered.waits:
+        pending = any(change.resource == resource.id for change in plan.changes)
+        return Line(
+            "waits",
+            resource.id,
+            f"for {', '.join(lowered.waits)}" + ("; mlspec apply starts it" if pending else ""),
+        )
+    match resource.kind:
+        case "ServingGraph":
+            return _graph(resource, judged[0][0] if judged else None, lowered.note)
+        case "MonitoringPolicy":
+            return _policy(resource, judged[0][0] if judged else None)
+        case "Project" | "Function" | "Receiver" | "FeatureView" | "Model":
+            return None
+        case _:
+            return Line("ok", resource.id, lowered.note or "as declared")
+
+
+def _graph(resource: Resource, live: Object | None, note: str) -> Line:
+    if live is None:
+        return Line("waits", resource.id, "to be created", "mlspec apply")
+    url = str(live.status.get("url", ""))
+    if live.status.get("phase") != "ready":
+        return Line("starts", resource.id, str(live.status.get("message") or "starting"))
+    about = _ask(f"{url}/status")
+    words = [url]
+    if about:
+        words.append(f"{about.get('rate', 0):.0f} req/s, p99 {about.get('p99', 0):.0f} ms")
+    words.append(note)
+    return Line("ok", resource.id, "  ".join(word for word in words if word))
+
+
+def _policy(resource: Resource, live: Object | None) -> Line:
+    result: Mapping[str, Any] = (live.status.get("lastResult") if live else None) or {}
+    firing = [alert for alert in result.get("alerts", {}).values() if alert.get("state") == "firing"]
+    if firing:
+        sentence = "; ".join(str(alert["sentence"]) for alert in firing)
+        return Line("alert", resource.id, sentence, f"mlspec logs {resource.id}")
+    if live is None:
+        return Line("waits", resource.id, "to be created", "mlspec apply")
+    return Line("ok", resource.id, str(result.get("summary", "no evaluation yet")))
+
+
+def _ask(url: str) -> Mapping[str, Any] | None:
+    """What a local service says of itself; None when it does not answer within a second."""
+    if not url.startswith("http://127.0.0.1"):
+        return None
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:
+            document: Mapping[str, Any] = json.load(answer)
+            return document
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+
+
+def text(rows: Sequence[Line], headline: str, color: bool) -> str:
+    """For a terminal."""
+    colors = {"ok": "32", "runs": "36", "waits": "33", "starts": "36", "none": "35"}
+    width = max((len(row.resource) for row in rows), default=0)
+    out = [headline, ""]
+    for row in rows:
+        word = f"{row.word:<8}"
+        shown = f"\x1b[{colors.get(row.word, '31')}m{word}\x1b[0m" if color else word
+        out.append(f"  {shown} {row.resource:<{width}}  {row.sentence}".rstrip())
+        if row.next:
+            out.append(f"  {'':8} {'':<{width}}  next: {row.next}")
+    return "\n".join(out)
+
+
+def attention(rows: Sequence[Line]) -> int:
+    """How many resources need somebody."""
+    return sum(row.word in ATTENTION for row in rows)

@@ -1,0 +1,80 @@
+"""What every command shares: opening the project, printing diagnostics, asking for consent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlspec import report
+from mlspec.diagnostics import Mark
+from mlspec.resource import Path as FieldPath
+from mlspec_reconciler.reconcile import Wanted
+from mlspec_reconciler.show import plan as show
+from mlspec_reconciler.workspace import Opened, open_project
+
+Command = Callable[..., Any]
+
+
+def project_options(command: Command) -> Command:
+    """`[PATH]` and `--target`, as every command takes them."""
+    command = click.option(
+        "--target", "-t", metavar="NAME", help="Target of the Project; by default its first one."
+    )(command)
+    return click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))(
+        command
+    )
+
+
+def colored() -> bool:
+    """Whether standard output wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def opened(path: Path, target: str | None, *, effects: bool = True) -> tuple[Opened, Wanted]:
+    """Open the project; with errors print them all and exit with 1. `effects`: only targets that can be applied to."""
+    project = open_project(path, target)
+    if project.diagnostics:
+        click.echo(report.text(project.diagnostics, project.texts, colour=colored()), err=True)
+    if project.wanted is None:
+        if not project.diagnostics:
+            click.echo(f"error: no specs in {path}; write some with: mlspec init", err=True)
+        raise click.exceptions.Exit(1)
+    if effects and project.wanted.target.local is None:
+        click.echo(
+            f"error[unsupported-target]: mlspec cannot apply to Kubernetes yet (target {project.target_name})\n"
+            f"  print its objects with: mlspec render --target {project.target_name}",
+            err=True,
+        )
+        raise click.exceptions.Exit(1)
+    return project, project.wanted
+
+
+def locator(wanted: Wanted) -> show.Locate:
+    """Where a field of a resource's spec stands in git."""
+    resources = {resource.id: resource for resource in wanted.project.order}
+
+    def place(resource: str, path: FieldPath) -> Mark | None:
+        found = resources.get(resource)
+        if found is None:
+            return None
+        return wanted.project.locate(found, ("spec", *path)) if path else found.mark
+
+    return place
+
+
+def consent(question: str, yes: bool) -> None:
+    """Ask; without a terminal and without `--yes` the answer is no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        click.echo(
+            "error: apply asks before it changes anything; answer with --yes when there is no terminal",
+            err=True,
+        )
+        raise click.exceptions.Exit(1)
+    click.confirm(question, abort=True)

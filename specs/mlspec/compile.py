@@ -1,0 +1,104 @@
+"""Compile: a linked project and the facts of this moment become the objects that a target should hold.
+
+The step between `mlspec.project` and the plan. Pure: the same project and facts give the same objects, so a plan can
+be trusted and a crash can be repeated. What depends on a run that has not finished is simply not there yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlspec.engine import Engine, Settings
+from mlspec.engines import argo, deployment, job, kueue, local
+from mlspec.kind import Context, Lowered
+from mlspec.kind_table import KINDS
+from mlspec.kinds.project import ProjectSpec, Target
+from mlspec.manifest import Manifest, Origin
+from mlspec.project import Project
+from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Workload
+
+LOCAL: Mapping[type, Mapping[str, Engine]] = {
+    Run: dict.fromkeys(("workflow", "job", *local.DISTRIBUTED), local.ENGINE),
+    Service: {"": local.ENGINE},
+    Schedule: {"": local.ENGINE},
+    Record: {"": local.ENGINE},
+    Pool: {"": local.ENGINE},
+}
+KUBERNETES: Mapping[type, Mapping[str, Engine]] = {
+    Run: {"workflow": argo.ENGINE, "job": job.ENGINE},
+    Service: {"": deployment.ENGINE},
+    Schedule: {"": argo.ENGINE},
+    Record: {"": deployment.ENGINE},
+    Pool: {"": kueue.ENGINE},
+}
+ENGINES: Mapping[str, Mapping[type, Mapping[str, Engine]]] = {"local": LOCAL, "kubernetes": KUBERNETES}
+"""Target -> sort of workload -> engine that the user named -> engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a project becomes on one target at one moment."""
+
+    lowered: Mapping[str, Lowered]
+    """By resource id, in the order of the DAG."""
+    manifests: tuple[Manifest, ...]
+    unsupported: Mapping[str, str]
+    """Resource id -> why this target cannot run it."""
+
+
+def choose_target(spec: ProjectSpec, name: str | None) -> tuple[str, Target] | str:
+    """The target that a command means, or a sentence why there is none."""
+    chosen = name or spec.default or next(iter(spec.targets))
+    if chosen in spec.targets:
+        return chosen, spec.targets[chosen]
+    return f"the project has no target {chosen}; it has {', '.join(sorted(spec.targets))}"
+
+
+def settings(project: Project, target: Target) -> Settings:
+    """What engines may know about a target."""
+    if target.kubernetes is None:
+        return Settings(project=project.name, storage=target.storage or "", tracking=target.tracking or "")
+    return Settings(
+        project=project.name,
+        namespace=target.kubernetes.namespace,
+        image=target.kubernetes.image,
+        service_account=target.kubernetes.service_account,
+        storage=target.storage or "pvc://mlspec",
+        tracking=target.tracking or "",
+    )
+
+
+def compile(project: Project, target: Target, facts: Facts) -> Compiled:
+    """Lower every resource in the order of its references, and every workload by the engine of the target."""
+    chosen = settings(project, target)
+    lowered: dict[tuple[str, str], Lowered] = {}
+    manifests: list[Manifest] = []
+    unsupported: dict[str, str] = {}
+    context = Context(project.catalog, facts, lowered)
+    for resource in project.order:
+        result = KINDS[resource.kind].lower(resource, context)
+        lowered[resource.kind, resource.name] = result
+        if result.unsupported:
+            unsupported[resource.id] = result.unsupported
+        for workload in result.workloads:
+            made = lower(workload, target, chosen, Origin(resource.id, resource.mark))
+            if isinstance(made, str):
+                unsupported[resource.id] = made
+            else:
+                manifests.extend(made)
+    return Compiled(
+        {f"{kind}/{name}": one for (kind, name), one in lowered.items()}, tuple(manifests), unsupported
+    )
+
+
+def lower(workload: Workload, target: Target, settings: Settings, origin: Origin) -> list[Manifest] | str:
+    """Lower one workload by the engine that the target has for it."""
+    engines = ENGINES[target.choice][type(workload)]
+    wanted = workload.engine if isinstance(workload, Run) else ""
+    engine = engines.get(wanted)
+    if engine is None:
+        return (
+            f"engine {wanted} is not supported on this target yet; choose one of {', '.join(sorted(engines))}"
+        )
+    return engine.lower(workload, settings, origin)
