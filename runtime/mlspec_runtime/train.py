@@ -29,6 +29,7 @@ from mlspec.kinds.training_job import TrainingJobSpec
 from mlspec_runtime import code, metrics, model, save, tracking
 from mlspec_runtime.frames import LABEL
 from mlspec_runtime.model import Array, Model
+from mlspec_runtime.monitor import reference
 from mlspec_runtime.task import Document, TaskError, write_json
 
 OUTCOME = "outcome.json"
@@ -139,7 +140,8 @@ def _attempt(
         _check_gates(task.get("gates") or [], values, absent)
         if task.get("baseline"):
             baseline = _baseline(task["baseline"], rows, spec, root)
-        _reference(loaded, rows, predicted, values, folder / "reference.json")
+        training = next((frame for name, frame in frames.items() if name != spec.evaluate), rows)
+        _reference(loaded, training, rows, predicted, values, folder / "reference.json")
     else:
         _check_gates(task.get("gates") or [], values, {})
     for name, value in values.items():
@@ -312,6 +314,14 @@ def _baseline(baseline: Document, rows: pd.DataFrame, spec: TrainingJobSpec, roo
 
 
 def _reference(
-    loaded: Model, rows: pd.DataFrame, predicted: Mapping[str, Array], values: Mapping[str, float], path: Path
+    loaded: Model,
+    training: pd.DataFrame,
+    rows: pd.DataFrame,
+    predicted: Mapping[str, Array],
+    values: Mapping[str, float],
+    path: Path,
 ) -> None:
-    """Freeze what monitoring will compare with."""
+    """Freeze what monitoring will compare with: inputs on the training rows, outputs on the evaluation rows."""
+    features = pa.Table.from_pandas(training[[item.name for item in loaded.inputs]], preserve_index=False)
+    labels = _labels(rows[LABEL], loaded)
+    write_json(path, reference.build(features, predicted, labels, values))
