@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from mlspec.kind import CodeUse, Context, Lowered
-from mlspec.kinds.function import FunctionUse, bind, inline
-from mlspec.resource import Base, Duration, Identifier, OneOf, Resource, Share, Sql
+from mlspec.kinds.function import FunctionUse, bind, inline, use_reference
+from mlspec.resource import Base, Duration, Identifier, OneOf, Ref, Resource, Share, Sql
 from mlspec.workload import Run, Step, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
@@ -153,6 +153,11 @@ class DatasetSpec(Base):
     """Checks over the table."""
     refresh: Refresh | None = None
     """When to read the source again without a change in git."""
+
+
+def references(spec: DatasetSpec) -> Iterator[Ref]:
+    """The Function that makes the rows."""
+    yield from use_reference(spec.source.function, ("source", "function"))
 
 
 def code(spec: DatasetSpec) -> Iterable[CodeUse]:

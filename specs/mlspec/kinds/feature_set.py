@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Sql
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Ref, Resource, Sql
 from mlspec.workload import Run, Step, identify
 
 
@@ -61,6 +62,11 @@ class FeatureSetSpec(Base):
     """Features by name. A plain SQL expression is short for `{last: ...}`."""
     hop: Duration | None = None
     """Grid on which the far end of the windows snaps: [floor(t - window, hop), t). Unset: exact windows."""
+
+
+def references(spec: FeatureSetSpec) -> Iterator[Ref]:
+    """The Dataset with the rows."""
+    yield Ref(("Dataset",), spec.dataset, ("dataset",))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 from pydantic import Field
 
 from mlspec.kind import Context, Lowered
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Sql
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Ref, Resource, Sql
 
 
 class Ask(Base):
@@ -48,6 +49,14 @@ class FeatureViewSpec(Base):
     """What the model shall predict, as an expression of the asking row."""
     features: list[Features] = Field(min_length=1)
     """Where the features come from; their order is the order of the model's inputs."""
+
+
+def references(spec: FeatureViewSpec) -> Iterator[Ref]:
+    """The asking Dataset and the FeatureSets."""
+    yield Ref(("Dataset",), spec.ask.dataset, ("ask", "dataset"))
+    for index, features in enumerate(spec.features):
+        if features.set is not None:
+            yield Ref(("FeatureSet",), features.set, ("features", index, "set"))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import Field
 
 from mlspec.kind import CodeUse, Context
-from mlspec.resource import Base, CodeRef, Identifier, Name, Resource
+from mlspec.resource import Base, CodeRef, Identifier, Name, Path, Ref, Resource
 from mlspec.workload import JSON, code_key, code_path
 
 
@@ -41,6 +41,12 @@ class FunctionSpec(Base):
     """Container image on Kubernetes instead of the target's image; best by digest."""
     parameters: dict[Identifier, dict[str, Any]] = Field(default_factory=dict)
     """JSON Schema of each parameter; the users' `parameters` are checked against it."""
+
+
+def use_reference(use: str | InlineFunction | None, path: Path) -> Iterator[Ref]:
+    """The Function that a use names; nothing when the code stands in place."""
+    if isinstance(use, str) and ":" not in use:
+        yield Ref(("Function",), use, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar, Literal, cast
 
 from mlspec.kind import Context, Lowered
-from mlspec.resource import Name, OneOf, Resource
+from mlspec.resource import Name, OneOf, Ref, Resource
 from mlspec.workload import Record
 
 
@@ -23,6 +24,12 @@ class ModelSpec(OneOf):
     """Pin: serve this run of the job, whatever comes after."""
     promotion: Literal["gates", "pinned"] = "gates"
     """`gates`: follow the newest run that passed its gates. `pinned`: only `run`."""
+
+
+def references(spec: ModelSpec) -> Iterator[Ref]:
+    """The job whose runs it follows."""
+    if spec.job is not None:
+        yield Ref(("TrainingJob",), spec.job, ("job",))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Duration, Identifier, Moment, Name, OneOf, Resource, Share, Sql, seconds
+from mlspec.resource import (
+    Base,
+    Duration,
+    Identifier,
+    Moment,
+    Name,
+    OneOf,
+    Ref,
+    Resource,
+    Share,
+    Sql,
+    seconds,
+)
 from mlspec.workload import Schedule, Step
 
 AlertName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
@@ -161,6 +174,18 @@ class MonitoringPolicySpec(Base):
     """What follows."""
     silences: list[Silence] = []
     """Times of silence."""
+
+
+def references(spec: MonitoringPolicySpec) -> Iterator[Ref]:
+    """The graph, the ground truth, and what the actions use."""
+    yield Ref(("ServingGraph",), spec.graph, ("graph",))
+    if spec.truth is not None:
+        yield Ref(("Dataset",), spec.truth.dataset, ("truth", "dataset"))
+    for index, action in enumerate(spec.actions):
+        if action.retrain is not None:
+            yield Ref(("TrainingJob",), action.retrain.job, ("actions", index, "retrain", "job"))
+        if action.notify is not None:
+            yield Ref(("Receiver",), action.notify, ("actions", index, "notify"))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

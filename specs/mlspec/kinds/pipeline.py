@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from mlspec.kind import Context, Lowered
-from mlspec.kinds.function import FunctionUse
-from mlspec.resource import Base, Identifier, Name, OneOf, Resource
+from mlspec.kinds.function import FunctionUse, use_reference
+from mlspec.resource import Base, Identifier, Name, OneOf, Ref, Resource
 
 
 class PipelineStep(OneOf):
@@ -35,6 +36,16 @@ class PipelineSpec(Base):
     """Steps by name."""
     schedule: str | None = None
     """Five-field cron expression, UTC."""
+
+
+def references(spec: PipelineSpec) -> Iterator[Ref]:
+    """What the steps run."""
+    for name, step in spec.steps.items():
+        if step.dataset is not None:
+            yield Ref(("Dataset",), step.dataset, ("steps", name, "dataset"))
+        if step.job is not None:
+            yield Ref(("TrainingJob",), step.job, ("steps", name, "job"))
+        yield from use_reference(step.function, ("steps", name, "function"))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

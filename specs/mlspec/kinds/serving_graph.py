@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from mlspec.kind import CodeUse, Context, Lowered
-from mlspec.kinds.function import Bound, FunctionUse, bind, inline
-from mlspec.kinds.training_job import Resources
+from mlspec.kinds.function import Bound, FunctionUse, bind, inline, use_reference
+from mlspec.kinds.training_job import Resources, pool_reference
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Resource, Share
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Ref, Resource, Share
 from mlspec.workload import JSON, Service, Step, Trigger
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
@@ -156,6 +156,17 @@ class ServingGraphSpec(Base):
     """Bounds of one replica."""
     log: RequestLog = RequestLog()
     """The request log."""
+
+
+def references(spec: ServingGraphSpec) -> Iterator[Ref]:
+    """The functions, views and models of the steps, and the pool."""
+    for name, step in spec.steps.items():
+        yield from use_reference(step.python, ("steps", name, "python"))
+        if step.view is not None:
+            yield Ref(("FeatureView",), step.view, ("steps", name, "view"))
+        if step.model is not None:
+            yield Ref(("Model", "TrainingJob"), step.model, ("steps", name, "model"))
+    yield from pool_reference(spec.resources, ("resources",))
 
 
 def code(spec: ServingGraphSpec) -> Iterable[CodeUse]:

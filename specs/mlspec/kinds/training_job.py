@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from mlspec.kind import CodeUse, Context, Lowered
-from mlspec.kinds.function import FunctionUse, bind, inline
+from mlspec.kinds.function import FunctionUse, bind, inline, use_reference
 from mlspec.resource import (
     Base,
     Duration,
@@ -19,7 +19,9 @@ from mlspec.resource import (
     Moment,
     Name,
     OneOf,
+    Path,
     Quantity,
+    Ref,
     Resource,
     Share,
     Sql,
@@ -62,7 +64,7 @@ class DataUse(OneOf):
     """Label expression of a Dataset's rows; the column `label` of the function's table."""
     where: Sql | None = None
     """Only rows of the asking dataset that meet this condition."""
-    share: tuple[Share, Share] | None = None
+    share: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
     """Rows whose hashed key falls into this interval of [0, 1): a split that is stable when rows are added."""
 
 
@@ -187,6 +189,23 @@ class TrainingJobSpec(Base):
     """How often a failed process is started again."""
 
 
+def references(spec: TrainingJobSpec) -> Iterator[Ref]:
+    """The function, the tables and the pool."""
+    yield from use_reference(spec.function, ("function",))
+    for name, use in spec.data.items():
+        if use.view is not None:
+            yield Ref(("FeatureView",), use.view, ("data", name, "view"))
+        if use.dataset is not None:
+            yield Ref(("Dataset",), use.dataset, ("data", name, "dataset"))
+    yield from pool_reference(spec.resources, ("resources",))
+
+
+def pool_reference(resources: Resources, path: Path) -> Iterator[Ref]:
+    """The pool of the resources that stand at `path`."""
+    if resources.pool is not None:
+        yield Ref(("ResourcePool",), resources.pool, (*path, "pool"))
+
+
 def code(spec: TrainingJobSpec) -> Iterable[CodeUse]:
     """The training function, when it is written in place."""
     return inline(spec.function)
@@ -278,7 +297,7 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "as_of": trigger.at if trigger else None,
         }
     if waits:
-        return dataclasses.replace(keep, waits=tuple(waits))
+        return dataclasses.replace(keep, waits=tuple(dict.fromkeys(waits)))
     parts = {
         "code": function.identity,
         "parameters": dict(spec.parameters),
