@@ -1,0 +1,200 @@
+"""`LocalCluster`: the contract of a cluster on this machine. Writes go to the store; the supervisor makes them true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlspec.manifest import Key
+from mlspec.workload import RunFact
+from mlspec_reconciler.cluster import Conflict, Object, Unavailable
+from mlspec_reconciler.clusters.local import lock, processes
+from mlspec_reconciler.clusters.local.store import RunRecord, Store
+
+JSON = Mapping[str, Any]
+API_VERSION = "local.mlspec.dev/v1"
+POLL = 0.05
+"""Seconds between two looks at the store while watching."""
+
+
+class LocalCluster:
+    """The objects of one home (`.mlspec`) and the processes that belong to them. Safe to use from several threads.
+
+    `root` is the storage root that processes get; `HOME/store` by default.
+    """
+
+    def __init__(self, home: Path, root: Path | None = None) -> None:
+        self.home = home.absolute()
+        self.root = (root or home / "store").absolute()
+        self.store = Store(self.home / "state.db")
+        self.identity = f"local/{self.store.id}"
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    def close(self) -> None:
+        """Release the store. What runs goes on."""
+        self.store.close()
+
+    def get(self, key: Key) -> Object | None:
+        """One object, or None."""
+        return self.store.get(key)
+
+    def list(self) -> Iterable[Object]:
+        """All objects."""
+        return self.store.objects()
+
+    def create(self, body: JSON, annotations: Mapping[str, str]) -> Object:
+        """Create; `Conflict` when it exists."""
+        key = _key(body)
+        with self.store.write():
+            old = self.store.get(key)
+            if old is not None:
+                raise Conflict(f"{key} {'is being deleted' if old.deleting else 'exists already'}")
+            return self.store.put(key, body, annotations, None)
+
+    def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
+        """Create or replace the body; with `version`, `Conflict` unless the live object has it."""
+        key = _key(body)
+        with self.store.write():
+            old = self.store.get(key)
+            if old is not None and old.deleting:
+                raise Conflict(f"{key} is being deleted")
+            if version is not None and (old is None or old.version != version):
+                raise Conflict(f"{key} has changed since version {version}")
+            if old is not None and old.body == body and old.annotations == annotations:
+                return old
+            if old is not None and key.kind == "Run" and old.body != body:
+                raise Conflict(f"{key} exists already; a run is never changed")
+            return self.store.put(key, body, annotations, old)
+
+    def delete(self, key: Key, uid: str) -> None:
+        """Delete exactly this object: at once when nothing runs for it, otherwise once the supervisor has ended that."""
+        with self.store.write():
+            old = self.store.get(key)
+            if old is not None and old.uid == uid:
+                self.store.request_deletion(uid)
+
+    def watch(self, timeout: float) -> Iterator[Key]:
+        """Keys of objects as they change, until `timeout` seconds pass without a change. Counts from this call."""
+        return self._follow(self.store.counter(), self.store.versions(), timeout)
+
+    def _follow(self, counter: int, known: dict[Key, int], timeout: float) -> Iterator[Key]:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            newest = self.store.counter()
+            if newest == counter:
+                time.sleep(POLL)
+                continue
+            counter, found = newest, self.store.versions()
+            changed = {key for key, version in found.items() if known.get(key) != version} | (
+                known.keys() - found.keys()
+            )
+            known = found
+            yield from sorted(changed)
+            until = time.monotonic() + timeout
+
+    def runs(self) -> Mapping[str, RunFact]:
+        """Every run that was ever made here, by name, also when its object is gone."""
+        return {one.name: RunFact(one.phase, one.results, one.message) for one in self.store.runs()}
+
+    def history(self, name: str | None = None) -> list[RunRecord]:  # type: ignore[valid-type]  # `list` is a method here
+        """The run history with times and attempts, oldest first; of one run when `name` is given."""
+        return self.store.runs(name)
+
+    def note(self, name: str) -> JSON | None:
+        """A document kept beside the objects."""
+        return self.store.note(name)
+
+    def set_note(self, name: str, document: JSON) -> None:
+        """Replace a document."""
+        self.store.set_note(name, document)
+
+    def logs(self, key: Key) -> tuple[Path, ...]:
+        """The log files of an object, by step; the supervisor's own is `HOME/logs/supervisor.log`."""
+        return tuple(sorted((self.home / "logs" / key.kind.lower() / key.name).glob("*.log")))
+
+    @property
+    def awake(self) -> bool:
+        """Whether a supervisor runs. When none does, statuses tell what was, not what is."""
+        return lock.holder(self.home) is not None
+
+    def wake(self, patience: float = 20.0) -> int:
+        """Start the supervisor unless it runs; returns its pid. A supervisor of another version is replaced.
+
+        Raises `Unavailable` when it does not start within `patience` seconds.
+        """
+        log = self.home / "logs" / "supervisor.log"
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            holder = lock.holder(self.home)
+            if holder is not None and holder.version == lock.version():
+                return holder.pid
+            if holder is not None:
+                _signal(holder.pid, signal.SIGHUP)  # it leaves; its children stay for the next one
+            elif self._supervisor is None or self._supervisor.poll() is not None:
+                if self._supervisor is not None and self._supervisor.returncode > 0:
+                    self._supervisor = None
+                    raise Unavailable(
+                        f"the supervisor does not start: {processes.last_error(log)} (log: {log})"
+                    )
+                self._supervisor = self._start(log)
+            time.sleep(0.02)
+        raise Unavailable(f"the supervisor did not start within {patience:.0f} s (log: {log})")
+
+    def _start(self, log: Path) -> subprocess.Popen[bytes]:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        processes.trim(log)
+        module = "mlspec_reconciler.clusters.local.supervisor"
+        argv = [sys.executable, "-P", "-m", module, "--home", str(self.home), "--root", str(self.root)]
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=self.home,
+                env=processes.without_mark(),
+                start_new_session=True,
+            )
+
+    def stop(self, grace: float = 15.0) -> None:
+        """End the supervisor and every process of this home, also those that a killed supervisor left, and wait for it.
+
+        Objects stay; `wake` continues them.
+        """
+        holder = lock.holder(self.home)
+        if holder is not None:
+            _signal(holder.pid, signal.SIGTERM)
+        with lock.hold(self.home, grace) as mine:
+            if mine:
+                self._end_children(grace)
+        if not mine:
+            holder = lock.holder(self.home)
+            if holder is not None:
+                _signal(holder.pid, signal.SIGKILL)
+            with lock.hold(self.home, grace):
+                self._end_children(grace)
+        if self._supervisor is not None:
+            self._supervisor.wait()
+            self._supervisor = None
+
+    def _end_children(self, grace: float) -> None:
+        processes.end_marked(self.store.id, grace)
+        self.store.clear()
+
+
+def _key(body: JSON) -> Key:
+    metadata = body["metadata"]
+    return Key(body["apiVersion"], body["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

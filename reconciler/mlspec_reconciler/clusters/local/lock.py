@@ -1,0 +1,92 @@
+"""The supervisor's lock: at most one supervisor for a home, and who it is.
+
+The kernel holds the lock (`flock`), so it is free as soon as the holder is dead, however it died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+NAME = "supervisor.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The supervisor that runs."""
+
+    pid: int
+    version: str
+
+
+def version() -> str:
+    """The version of mlspec that is installed here."""
+    try:
+        return importlib.metadata.version("mlspec-gitops")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def hold(home: Path, patience: float) -> Iterator[bool]:
+    """Hold the lock and write down who does; yields False when another process keeps it for `patience` seconds."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / NAME).open("a+") as file:
+        until = time.monotonic() + patience
+        while not _try(file.fileno(), fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                yield False
+                return
+            time.sleep(0.02)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "born": _born(os.getpid()), "version": version()}))
+        file.flush()
+        yield True
+        file.truncate(0)
+
+
+def holder(home: Path) -> Holder | None:
+    """Who holds the lock; None when nobody does (or it was taken this moment)."""
+    try:
+        with (home / NAME).open() as file:
+            if _try(file.fileno(), fcntl.LOCK_SH):
+                return None
+            found = json.loads(file.read() or "{}")
+    except (FileNotFoundError, ValueError):
+        return None
+    if not found or abs(_born(found["pid"]) - found["born"]) > 5:  # the text of a holder before this one
+        return None
+    return Holder(found["pid"], found["version"])
+
+
+def held(path: Path) -> bool:
+    """Whether any process holds the lock file `path`."""
+    try:
+        with path.open() as file:
+            return not _try(file.fileno(), fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return False
+
+
+def _try(descriptor: int, operation: int) -> bool:
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _born(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0

@@ -1,0 +1,262 @@
+"""The supervisor: the one process that makes the processes of this machine equal to the objects in the store.
+
+Started by `LocalCluster.wake`, one for each home. Level-triggered: each turn of the loop compares what is wanted with what
+runs, so it may be killed at any moment and the next one goes on. SIGTERM ends it with all processes; SIGHUP ends it alone,
+and the next supervisor adopts what runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from mlspec.manifest import Key
+from mlspec_reconciler.cluster import Object, Unavailable
+from mlspec_reconciler.clusters.local import lock, processes
+from mlspec_reconciler.clusters.local.environments import Environments
+from mlspec_reconciler.clusters.local.launch import FAR, Launcher, Owner, Pace, Running
+from mlspec_reconciler.clusters.local.probe import Prober
+from mlspec_reconciler.clusters.local.runs import RunWorker
+from mlspec_reconciler.clusters.local.schedules import ScheduleWorker
+from mlspec_reconciler.clusters.local.services import Ports, ServiceWorker
+from mlspec_reconciler.clusters.local.store import Store
+
+RUNTIME = (sys.executable, "-P", "-m", "mlspec_runtime")
+PAUSE = 5.0
+"""Seconds before a worker that raised what it should not is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process of the supervisor's own, kept running while the file `condition` (below home) exists."""
+
+    name: str
+    module: str
+    condition: str
+
+
+PROGRAMS = (Program("controller", "mlspec_reconciler.controller", "applied.json"),)
+"""The reconcile loop: it watches the store itself, and acts when a run has ended or a monitor asks for something."""
+
+
+class Worker(Protocol):
+    """What the supervisor has for each object."""
+
+    def update(self, wanted: Object) -> None:
+        """The object's body has changed."""
+
+    def tick(self, now: float) -> float:
+        """Bring the processes nearer to the object; returns after how many seconds to look again."""
+
+    def end(self, now: float) -> bool:
+        """End the processes; called until it returns True."""
+
+    def stopped(self) -> None:
+        """The supervisor stops in good order; the processes have ended."""
+
+
+@dataclass(slots=True)
+class _Desk:
+    """An object, its worker, and when to look at it again."""
+
+    wanted: Object
+    worker: Worker
+    due: float = 0.0
+
+
+class Supervisor:
+    """Use `run`, or `turn` by hand.
+
+    `program` is the command of a step; it gets `SUBJECT --task FILE --root ROOT`. `programs` are the supervisor's own.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        root: Path,
+        program: Sequence[str] = RUNTIME,
+        pace: Pace | None = None,
+        programs: Sequence[Program] = PROGRAMS,
+    ) -> None:
+        self.home = home.absolute()
+        self._pace = pace or Pace()
+        self.store = Store(self.home / "state.db")
+        launcher = self._launcher = Launcher(self.store, self.home, root.absolute(), program, self._pace)
+        environments, prober, ports = Environments(launcher), Prober(), Ports()
+        self._makers: dict[str, Callable[[Object], Worker]] = {
+            "Run": lambda one: RunWorker(launcher, environments, one),
+            "Service": lambda one: ServiceWorker(launcher, environments, prober, ports, one),
+            "Schedule": lambda one: ScheduleWorker(launcher, environments, one),
+        }
+        self._keepers = [_Keeper(launcher, one) for one in programs]
+        self._desks: dict[Key, _Desk] = {}
+        self._seen = -1
+        self._signal = 0
+
+    def run(self) -> None:
+        """Work until a signal says to end, or the home is removed. Call in the main thread, with the lock held."""
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            for end in (reader, writer):
+                end.setblocking(False)
+            signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
+            place = _place(self.home)
+            happened = False
+            while not self._signal and _place(self.home) == place:
+                delay = self.turn(everything=happened)
+                happened = bool(select.select([reader], [], [], delay)[0])
+                with contextlib.suppress(BlockingIOError):
+                    reader.recv(4096)
+            signal.set_wakeup_fd(-1)
+        if self._signal != signal.SIGHUP:
+            self._stop()
+
+    def turn(self, *, everything: bool = False) -> float:
+        """One turn of the loop; returns the seconds until the next one. `everything`: a child may have ended."""
+        now, wakeups = time.time(), self._launcher.wakeups
+        try:
+            self._refresh(now)
+            for key, desk in list(self._desks.items()):
+                if everything or now >= desk.due:
+                    self._look(key, desk, now)
+            for keeper in self._keepers:
+                keeper.tick(now)
+        except Unavailable as error:
+            print(error, file=sys.stderr, flush=True)
+            return 1.0
+        if self._launcher.wakeups != wakeups:
+            for desk in self._desks.values():
+                desk.due = 0.0
+        soonest = min((desk.due for desk in self._desks.values()), default=now + FAR)
+        return max(0.005, min(self._pace.idle, soonest - now))
+
+    def _refresh(self, now: float) -> None:
+        """Take over what has changed in the store."""
+        newest = self.store.counter()
+        if newest == self._seen:
+            return
+        versions = self.store.versions()
+        for key in [key for key in self._desks if key not in versions]:
+            self._desks.pop(key).worker.end(now)  # removed at once, because nothing ran for it
+        for one in self.store.objects(since=self._seen):
+            desk = self._desks.get(one.key)
+            if desk is not None and desk.wanted.uid != one.uid:
+                desk.worker.end(now)
+                del self._desks[one.key]
+                desk = None
+            if desk is None:
+                self._open(one)
+            elif desk.wanted.body != one.body or one.deleting != desk.wanted.deleting:
+                desk.wanted, desk.due = one, 0.0
+                desk.worker.update(one)
+        self._seen = newest
+
+    def _open(self, one: Object) -> None:
+        maker = self._makers.get(one.key.kind)
+        if maker is None:  # a Record
+            return
+        try:
+            self._desks[one.key] = _Desk(one, maker(one))
+        except (KeyError, TypeError, ValueError) as error:  # not made by our engine
+            message = f"not a {one.key.kind} of this version: {type(error).__name__} {error}"
+            self.store.set_status(one.uid, {"phase": "failed", "message": message})
+
+    def _look(self, key: Key, desk: _Desk, now: float) -> None:
+        try:
+            if not desk.wanted.deleting:
+                desk.due = now + desk.worker.tick(now)
+            elif desk.worker.end(now):
+                self.store.remove(desk.wanted.uid)
+                del self._desks[key]
+            else:
+                desk.due = now + 0.05
+        except Unavailable:
+            raise
+        except Exception:  # the boundary: one object must not hold up the others
+            print(f"{key}:", file=sys.stderr)
+            traceback.print_exc()
+            sys.stderr.flush()
+            desk.due = now + PAUSE
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _stop(self) -> None:
+        processes.end_marked(self.store.id, self._pace.grace)
+        with contextlib.suppress(Unavailable):  # the home may be gone
+            self.store.clear()
+            for desk in self._desks.values():
+                desk.worker.stopped()
+
+
+class _Keeper:
+    """Keeps one of the supervisor's own programs running."""
+
+    def __init__(self, launcher: Launcher, program: Program) -> None:
+        self._launcher, self._program = launcher, program
+        self._running: Running | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+        for left in launcher.recover(""):
+            if left.child.detail.get("program") == program.name:
+                self._running = left
+
+    def tick(self, now: float) -> None:
+        wanted = (self._launcher.home / self._program.condition).exists()
+        running = self._running
+        if running is None:
+            if wanted and now >= self._retry_at:
+                self._start(now)
+        elif not running.alive():
+            self._launcher.store.ended(running.child.token)
+            self._running = None
+            lived = now - running.child.started
+            self._failures = 1 if lived > self._launcher.pace.settled else self._failures + 1
+            self._retry_at = now + self._launcher.pace.backoff(self._failures)
+        elif not wanted and running.process is not None:
+            running.process.end(now, self._launcher.pace.grace)
+
+    def _start(self, now: float) -> None:
+        home = self._launcher.home
+        argv = [sys.executable, "-P", "-m", self._program.module, "--home", str(home)]
+        owner = Owner("", "Supervisor", self._program.name)
+        detail = {"program": self._program.name}
+        self._running = self._launcher.start(owner, self._program.name, argv, home, detail=detail)
+
+
+def _place(home: Path) -> int:
+    """Identity of the lock file: it changes when the home is removed, or made anew."""
+    try:
+        return (home / lock.NAME).stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def main() -> int:
+    """Parse the arguments and work, unless another supervisor does already."""
+    parser = argparse.ArgumentParser(prog="supervisor", description="Run the objects of a local mlspec home.")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--root", type=Path, help="storage root; HOME/store by default")
+    arguments = parser.parse_args()
+    with lock.hold(arguments.home, 0.5) as mine:
+        if mine:
+            Supervisor(arguments.home, arguments.root or arguments.home / "store").run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
