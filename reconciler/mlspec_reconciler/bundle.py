@@ -82,9 +82,10 @@ def _bundle(folder: Path, use: CodeUse, resource: Resource) -> tuple[Bundle, lis
             )
             return Bundle("", {}), [problem]
     else:
-        start = _module(folder, location)
-        if start is None:  # an installed module: its version is part of the requirements
+        module = _module(folder, location)
+        if module is None:  # an installed module: its version is part of the requirements
             return Bundle("", {}), []
+        start = module
     paths = {start, *_imported(folder, start, problems, resource)}
     problems.extend(_missing_function(start, function, use.entry, resource))
     for pattern in use.include:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,17 @@ def _outcome(run: str, step: Step) -> dict[str, Any]:
         case "features":
             return {"path": f"features/{document['set']}/{document['version']}", "rows": 0, "keys": 0}
         case "train":
-            metrics = {gate["metric"]: gate.get("min", gate.get("max", 0.0)) for gate in document["gates"]}
-            return {"metrics": metrics, "inputs": []}
+            return {"metrics": _passing(document["gates"]), "inputs": []}
         case _:
             return {}
+
+
+def _passing(gates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics that meet every gate."""
+    metrics: dict[str, float] = {}
+    for gate in gates:
+        for bound in ("min", "max"):
+            if bound in gate:
+                metrics[gate["metric"]] = gate[bound]
+        metrics.setdefault(gate["metric"], 0.0)
+    return metrics

@@ -31,7 +31,7 @@ def titles(compiled: Compiled) -> dict[str, str]:
 def notes(project: Project, seen: Round) -> dict[str, str]:
     """Resource id -> a sentence for its line in the plan."""
     found: dict[str, str] = {}
-    changed = {change.resource for change in seen.plan.of(Action.FOLLOW, Action.CREATE, Action.UPDATE)}
+    changed = {change.resource for change in seen.plan.of(Action.FOLLOW, Action.CREATE)}
     for resource in project.order:
         if resource.id not in changed:
             continue
@@ -45,7 +45,7 @@ def notes(project: Project, seen: Round) -> dict[str, str]:
 
 def _gates(project: Project, graph: Resource) -> str:
     spec = cast(ServingGraphSpec, graph.spec)
-    words = []
+    words: list[str] = []
     for step in spec.steps.values():
         job = project.catalog.find("TrainingJob", step.model) if step.model else None
         if job is not None:

@@ -5,6 +5,7 @@ Commands open one; the controller opens the applied revision, so that edits in t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,7 +20,6 @@ from typing import Any
 from mlspec.compile import choose_target
 from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
-from mlspec.project import Project
 from mlspec.workload import Files
 from mlspec_reconciler import bundle, load, observe
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
@@ -129,6 +129,7 @@ def stage(opened: Opened) -> str:
         workspace.home / APPLIED,
         {
             "revision": revision,
+            "project": wanted.project.name,
             "target": opened.target_name,
             "commit": commit(workspace.root),
             "files": {name: {"digest": one.digest, "paths": one.paths} for name, one in wanted.files.items()},
@@ -155,12 +156,13 @@ def open_applied(workspace: Workspace) -> Wanted | None:
     loaded = load.load([root], root=root)
     if loaded.project is None:
         return None
-    code, _ = bundle.gather(loaded.project, root)
+    project = dataclasses.replace(loaded.project, name=document["project"])
+    code, _ = bundle.gather(project, root)
     files = {name: Files(one["digest"], tuple(one["paths"])) for name, one in document["files"].items()}
-    chosen = choose_target(loaded.project.settings, document["target"])
+    chosen = choose_target(project.settings, document["target"])
     if isinstance(chosen, str):
         return None
-    return Wanted(loaded.project, _placed(chosen[1], workspace), code, files)
+    return Wanted(project, _placed(chosen[1], workspace), code, files)
 
 
 def commit(root: Path) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mlspec_reconciler import planfile, terminal, workspace
 from mlspec_reconciler.notes import notes, titles
-from mlspec_reconciler.plan import Action
+from mlspec_reconciler.plan import Action, Plan
 from mlspec_reconciler.reconcile import look, reconcile
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.show import status
@@ -39,13 +41,13 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     mlspec apply --yes                   # in a script
     mlspec apply plan.json               # exactly this plan, or nothing
     """
-    saved = None
+    saved: Mapping[str, Any] | None = None
     if path.is_file():
-        saved = planfile.read(path)
-        if isinstance(saved, str):
-            click.echo(f"error[not-a-plan]: {saved}", err=True)
+        read = planfile.read(path)
+        if isinstance(read, str):
+            click.echo(f"error[not-a-plan]: {read}", err=True)
             return 1
-        path, target = Path(), saved["target"]
+        saved, path, target = read, Path(), read["target"]
     project, wanted = terminal.opened(path, target)
     cluster = project.workspace.cluster()
     seen = look(wanted, cluster)
@@ -57,14 +59,12 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
         return 1
     rows = show.lines(seen.plan, terminal.locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
-    if refused := _too_many_deletes(
-        seen.plan.of(Action.DELETE), len(seen.plan.inventory.entries), wanted.project.settings.prune.max_share
-    ):
-        if not allow_deletes:
-            click.echo(
-                f"error[many-deletes]: {refused}\n  if this is meant: mlspec apply --allow-deletes", err=True
-            )
-            return 1
+    refused = _too_many_deletes(seen.plan, wanted.project.settings.prune.max_share)
+    if refused and not allow_deletes:
+        click.echo(
+            f"error[many-deletes]: {refused}\n  if this is meant: mlspec apply --allow-deletes", err=True
+        )
+        return 1
     if not seen.plan.empty and saved is None:
         terminal.consent("Apply this?", yes)
     workspace.stage(project)
@@ -90,9 +90,8 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     return 0
 
 
-def _too_many_deletes(deletes: list[object] | list[show.Change], known: int, share: float) -> str:
-    if not deletes or len(deletes) <= max(1, share * known):
+def _too_many_deletes(plan: Plan, share: float) -> str:
+    deletes, known = len(plan.of(Action.DELETE)), len(plan.inventory.entries)
+    if deletes <= max(1, share * known):
         return ""
-    return (
-        f"this would delete {len(deletes)} of {known} resources, more than prune.maxShare {share:.0%} allows"
-    )
+    return f"this would delete {deletes} of {known} resources, more than prune.maxShare {share:.0%} allows"

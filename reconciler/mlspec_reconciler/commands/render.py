@@ -26,7 +26,7 @@ def command(path: Path, target: str | None, output: str) -> int:
     \b
     mlspec render --target prod | kubectl apply --dry-run=server -f -
     """
-    project, wanted = terminal.opened(path, target, effects=False)
+    _, wanted = terminal.opened(path, target, effects=False)
     facts = Facts(code={key: one.digest for key, one in wanted.code.items()}, files=wanted.files)
     compiled = foreseen(lambda known: compile(wanted.project, wanted.target, known), facts)
     bodies = [manifest.body for manifest in compiled.manifests]

@@ -57,7 +57,7 @@ def command(path: Path, resource: str | None, output: str) -> int:
         at = f", at {document['commit']}" if document.get("commit") else ""
         state = f"{needy} of {len(rows)} needs attention" if needy else "all is well"
         headline = f"{wanted.project.name} on {document['target']}{at} - {state}"
-        if not cluster.awake():
+        if not cluster.awake:
             headline += "\n  the supervisor is not running: nothing moves; start it with: mlspec apply"
         click.echo(show.text(rows, headline, terminal.colored()))
     return 1 if show.attention(rows) else 0

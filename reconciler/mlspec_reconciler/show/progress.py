@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from rich.console import Console
+from rich.status import Status
+
 from mlspec.health import State
 from mlspec.kinds.project import Target
 from mlspec_reconciler.apply import Outcome
@@ -105,7 +108,5 @@ class Progress:
         return ", ".join(busy) or "looking"
 
 
-def _spinner():  # type: ignore[no-untyped-def]
-    from rich.console import Console
-
+def _spinner() -> Status:
     return Console(stderr=True).status("looking")

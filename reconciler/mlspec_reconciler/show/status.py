@@ -96,8 +96,8 @@ def _graph(resource: Resource, live: Object | None, note: str) -> Line:
         return Line("starts", resource.id, str(live.status.get("message") or "starting"))
     about = _ask(f"{url}/status")
     words = [url]
-    if about:
-        words.append(f"{about.get('rate', 0):.0f} req/s, p99 {about.get('p99', 0):.0f} ms")
+    if about and about.get("p99") is not None:
+        words.append(f"{about['rate']:.0f} req/s, p99 {about['p99']:.0f} ms")
     words.append(note)
     return Line("ok", resource.id, "  ".join(word for word in words if word))
 
