@@ -172,7 +172,6 @@ def _uv(*arguments: str) -> None:
     if done.returncode == 0:
         return
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).strip()
-    print(text, file=sys.stderr, flush=True)
     words = [word for word in text.removeprefix("error: ").split() if not set(word) & set("×╰─▶│├")]
     message = " ".join(words)[:500] or f"uv ended with exit code {done.returncode}"
     raise TaskError(f"the requirements cannot be installed: {message}", "mend `requirements` of the function")
