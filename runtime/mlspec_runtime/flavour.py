@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ def sklearn(estimator: Any, manifest: model.Manifest, folder: Path, requirements
     )
 
 
-class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Any object with `predict`, for MLflow; serving reads the artifact without this class."""
+with warnings.catch_warnings():
+    warnings.simplefilter(
+        "ignore"
+    )  # MLflow asks each PythonModel for type hints, which would turn on its own validation
 
-    def load_context(self, context: Any) -> None:
-        """Unpickle the object."""
-        with open(context.artifacts["model"], "rb") as file:  # noqa: PTH123 (pickled by value: no global but these)
-            self.model = pickle.load(file)
+    class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        """Any object with `predict`, for MLflow; serving reads the artifact without this class."""
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
-        """The object's own prediction."""
-        return self.model.predict(model_input)
+        def load_context(self, context: Any) -> None:
+            """Unpickle the object."""
+            with open(context.artifacts["model"], "rb") as file:  # noqa: PTH123 (pickled by value: no global but these)
+                self.model = pickle.load(file)
+
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+            """The object's own prediction."""
+            return self.model.predict(model_input)
 
 
 def pyfunc(estimator: Any, manifest: model.Manifest, folder: Path, requirements: list[str]) -> None:

@@ -148,8 +148,7 @@ def statistics(table: pa.Table) -> dict[str, Document]:
         parts.append(
             f"count(*) - count({c}), CAST(min({c}) AS VARCHAR), CAST(max({c}) AS VARCHAR), {mean}, approx_count_distinct({c})"
         )
-    row = session.execute(f"SELECT {', '.join(parts)} FROM t").fetchone() if parts else ()
-    assert row is not None
+    row = session.sql(f"SELECT {', '.join(parts)} FROM t").fetchall()[0] if parts else ()
     result: dict[str, Document] = {}
     for index, field in enumerate(plain):
         nulls, least, most, mean, distinct = row[5 * index : 5 * index + 5]
@@ -174,7 +173,7 @@ def _shape(values: pa.ChunkedArray, session: Any, field: pa.Field, rows: int) ->
         return {}
     if field.type in (pa.string(), pa.bool_()):
         query = f"SELECT CAST({quote(field.name)} AS VARCHAR) v, count(*) n FROM t WHERE v IS NOT NULL GROUP BY v ORDER BY n DESC, v LIMIT {TOP}"
-        return {"top": [[value, count] for value, count in session.execute(query).fetchall()]}
+        return {"top": [[value, count] for value, count in session.sql(query).fetchall()]}
     filled = values.drop_null()
     if pa.types.is_date32(field.type):
         filled = filled.cast(pa.int32())
@@ -186,7 +185,10 @@ def _shape(values: pa.ChunkedArray, session: Any, field: pa.Field, rows: int) ->
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) == 0:
         return {}
-    counts, edges = np.histogram(numbers, bins=BINS)
+    edges = np.linspace(numbers.min(), numbers.max(), BINS + 1)
+    if not (np.diff(edges) > 0).all():  # one value, or too near for so many bins
+        edges = edges[[0, -1]]
+    counts, edges = np.histogram(numbers, bins=edges)
     return {
         "histogram": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
     }
