@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -50,10 +51,10 @@ def _save(folder: Path, estimator: Any, task: Any, classes: tuple[Any, ...] | No
 
 def python(root: Path, name: str, source: str) -> dict[str, str]:
     """A code bundle of one file with the function `step`; returns its entry in the task."""
-    folder = root / "code" / name
-    folder.mkdir(parents=True)
+    folder = root / "code" / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "step.py").write_text(source)
-    return {"path": f"code/{name}", "entry": "step.py:step"}
+    return {"path": str(folder.relative_to(root)), "entry": "step.py:step"}
 
 
 def task(steps: Mapping[str, Any], **more: Any) -> dict[str, Any]:

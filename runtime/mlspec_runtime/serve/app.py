@@ -295,16 +295,8 @@ async def _decode(plan: Plan, is_v2: bool, scope: Message, receive: Receive, rec
     message = await receive()
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
-        chunks = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise Fault(413, f"the body has more than {limit} bytes", (CLOSE,))
-        body = b"".join(chunks)
-    if message["type"] == "http.disconnect":
+        body = await _rest(receive, body, limit)
+    elif message["type"] == "http.disconnect":
         raise Fault(400, "the connection was closed before the body was complete")
     if is_v2:
         request = v2.decode(body, header_length, plan.inputs, plan.limits.rows, received)
@@ -316,3 +308,20 @@ async def _decode(plan: Plan, is_v2: bool, scope: Message, receive: Receive, rec
         request = rows.decode(body, plan.inputs, plan.limits.rows, received)
     request.headers = headers
     return request
+
+
+async def _rest(receive: Receive, first: bytes, limit: int) -> bytes:
+    """The whole of a body that comes in several parts. Raises `Fault` 413 as soon as it is too large."""
+    parts, size, more = [first], len(first), True
+    while more:
+        if size > limit:
+            raise Fault(413, f"the body has more than {limit} bytes", (CLOSE,))
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Fault(400, "the connection was closed before the body was complete")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    if size > limit:
+        raise Fault(413, f"the body has more than {limit} bytes", (CLOSE,))
+    return b"".join(parts)

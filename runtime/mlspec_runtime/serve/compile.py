@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-import sqlglot
 from pydantic import ValidationError
-from sqlglot import expressions
 
-from mlspec.kinds.dataset import DatasetSpec
-from mlspec.kinds.feature_set import FeatureSetSpec
-from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec.kinds.function import InlineFunction
 from mlspec.kinds.serving_graph import GraphStep, ServingGraphSpec
 from mlspec.resource import seconds
@@ -34,23 +29,13 @@ from mlspec_runtime.serve.fault import Fault
 from mlspec_runtime.serve.plan import Limits, ModelUse, Plan, PlanStep, Recovery, Run
 from mlspec_runtime.task import Document, TaskError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from mlspec_runtime.serve.views import View
 
-COLUMN_DATATYPES = {
-    "string": "BYTES", "boolean": "BOOL", "int32": "INT32", "int64": "INT64", "float": "FP32", "double": "FP64",
-    "date": "BYTES", "timestamp": "BYTES",
-}  # fmt: skip
-"""Column type of a Dataset -> datatype of the request. Times travel as ISO 8601 text."""
+T = TypeVar("T")
 
 PYTHON_THREADS = 8
 """Threads of a python step with a timeout; other steps with one get a single thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    reader: steps.Reader
-    features: tuple[str, ...]
-    inputs: tuple[v2.Input, ...]
 
 
 @dataclass(slots=True)
@@ -72,12 +57,15 @@ class _Resources:
         key = ("model", str(entry.get("run") or name), entry["path"])
         return self._once(key, lambda: models.load(self.root / entry["path"])), key[1]
 
-    def view(self, name: str) -> _View:
+    def view(self, name: str) -> View:
         """The reader of a FeatureView. Raises TaskError."""
         entry = self.task.get("views", {}).get(name)
         if entry is None:
             raise TaskError(f"the view {name} is not given", "materialise its feature sets first")
-        return self._once(("view", name, json.dumps(entry, sort_keys=True)), lambda: _view(entry, self.root))
+        key = ("view", name, json.dumps(entry, sort_keys=True))
+        # Brings SQL and a database; not every graph has a view.
+        views = importlib.import_module("mlspec_runtime.serve.views")
+        return self._once(key, lambda: cast("View", views.load(entry, self.root)))
 
     def function(self, step: str, use: str | InlineFunction) -> Callable[[v2.Columns], Any]:
         """The function of a python step; the task has its code by step or by use. Raises TaskError."""
@@ -340,60 +328,6 @@ def _inputs(
             return {one.name: one for one in resources.view(view).inputs}
     found = {one.name: v2.Input(one.name, one.datatype) for model, _ in used.values() for one in model.inputs}
     return found or None
-
-
-def _view(entry: Document, root: Path) -> _View:
-    view = FeatureViewSpec.model_validate(entry["spec"])
-    dataset = DatasetSpec.model_validate(entry["dataset"])
-    sets = {
-        name: (FeatureSetSpec.model_validate(one["spec"]), root / one["path"])
-        for name, one in entry["sets"].items()
-    }
-    online = importlib.import_module(
-        "mlspec_runtime.features.online"
-    )  # heavy, and not every graph has a view
-    reader = online.ViewReader(view, dataset, sets)
-    return _View(reader, tuple(_feature_names(view, sets)), tuple(_view_inputs(view, dataset, sets)))
-
-
-def _feature_names(view: FeatureViewSpec, sets: Mapping[str, tuple[FeatureSetSpec, Path]]) -> Iterator[str]:
-    for group in view.features:
-        if group.row is not None:
-            yield from (group.prefix + name for name in group.row)
-        else:
-            names = group.names or list(sets[str(group.set)][0].features)
-            yield from (group.prefix + name for name in names)
-
-
-def _view_inputs(
-    view: FeatureViewSpec, dataset: DatasetSpec, sets: Mapping[str, tuple[FeatureSetSpec, Path]]
-) -> Iterator[v2.Input]:
-    """The columns that the view reads, and as optional ones the others that the dataset declares.
-
-    The optional ones only reach the log: monitoring joins the truth by the dataset's key, which no feature needs.
-    """
-    sql: list[str] = []
-    needed: dict[str, None] = {}
-    if view.ask.at is not None:
-        sql.append(view.ask.at)
-    elif dataset.time is not None:
-        needed[dataset.time.event] = None
-    for group in view.features:
-        if group.row is not None:
-            sql.extend(group.row.values())
-        elif group.set is not None:
-            for key in sets[group.set][0].key:
-                sql.append(group.on.get(key, key))
-    for text in sql:
-        for read in sqlglot.parse_one(text, read="duckdb").find_all(expressions.Column):
-            needed[read.name] = None
-    others = [*dataset.key, *dataset.columns, *([dataset.time.event] if dataset.time else [])]
-    for name in [*needed, *dict.fromkeys(name for name in others if name not in needed)]:
-        column = dataset.columns.get(name)
-        kind = None if column is None else COLUMN_DATATYPES[column.type]
-        if column is not None and column.nullable and kind in ("INT32", "INT64", "BOOL"):
-            kind = "FP64"  # the only number that can say null
-        yield v2.Input(name, kind, name in needed)
 
 
 # --- warm up

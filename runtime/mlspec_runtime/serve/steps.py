@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jmespath
 import numpy as np
 import orjson
-from jmespath.exceptions import JMESPathError
+from jmespath.exceptions import JMESPathError, JMESPathTypeError
 
 from mlspec.kinds.serving_graph import Ensemble, Router, Split
 from mlspec_runtime.model import Model

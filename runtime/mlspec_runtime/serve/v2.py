@@ -100,11 +100,11 @@ class _Body(msgspec.Struct):
 _BODY = msgspec.json.Decoder(_Body)
 _FLOATS = (
     msgspec.json.Decoder(list[float]),
-    msgspec.json.Decoder(list[float | None | list[float | None]]),
+    msgspec.json.Decoder(list[float | list[float | None] | None]),
 )
 _WHOLE = (msgspec.json.Decoder(list[int]), msgspec.json.Decoder(list[int | list[int]]))
 _FLAGS = (msgspec.json.Decoder(list[bool]), msgspec.json.Decoder(list[bool | list[bool]]))
-_TEXTS = (msgspec.json.Decoder(list[str]), msgspec.json.Decoder(list[str | None | list[str | None]]))
+_TEXTS = (msgspec.json.Decoder(list[str]), msgspec.json.Decoder(list[str | list[str | None] | None]))
 _BY_KIND: dict[str, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]] = {
     "b": _FLAGS,
     "f": _FLOATS,
