@@ -35,6 +35,8 @@ class Pace:
     """Between two looks at the store when nothing happens."""
     grace: float = 10.0
     """From SIGTERM to SIGKILL."""
+    drain: float = 35.0
+    """The same for a server that is replaced or deleted: it finishes its requests first, which may take 30 s."""
     first_backoff: float = 1.0
     """Delay of the first retry or restart; doubles with each further one."""
     longest_backoff: float = 60.0

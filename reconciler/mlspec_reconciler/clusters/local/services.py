@@ -234,7 +234,7 @@ class ServiceWorker:
     def _gone(self, server: _Server, now: float) -> bool:
         process = server.running.process
         if process is not None and server.running.alive():
-            process.end(now, self._launcher.pace.grace)
+            process.end(now, self._launcher.pace.drain)
             return False
         if process is not None:
             process.sweep()
