@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlspec import project
 from mlspec.diagnostics import Diagnostic
-from mlspec_reconciler import files
+from mlspec_reconciler import cache, files
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,9 @@ def load(paths: Sequence[Path] | None = None, root: Path | None = None) -> Loade
 
 def build(texts: Mapping[str, str], problems: Sequence[Diagnostic], root: Path) -> Loaded:
     """Link texts that `files.read` has read."""
-    built = project.build(texts, name_of(root))
+    known = cache.Expressions()
+    built = project.build(texts, name_of(root), known.analyse)
+    known.save()
     diagnostics = (*problems, *built.diagnostics)
     if any(one.severity == "error" for one in problems):
         return Loaded(None, diagnostics, texts, built.resources, built.foreign)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlspec.diagnostics import Problem
-from mlspec.resource import Base, Ref, Resource
+from mlspec.resource import Base, Path, Ref, Resource
 from mlspec.workload import JSON, Facts, Workload
 
 
@@ -80,6 +80,20 @@ class CodeUse:
     include: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RowSql:
+    """A SQL expression of a spec and the Dataset over whose rows it is computed; `path` starts at the root."""
+
+    text: str
+    path: Path
+    dataset: str
+
+
+def no_expressions(spec: Any, catalog: Catalog) -> Iterable[RowSql]:
+    """For kinds without SQL."""
+    return ()
+
+
 def no_code(spec: Any) -> Iterable[CodeUse]:
     """For kinds without functions."""
     return ()
@@ -109,5 +123,6 @@ class Kind:
     check: Callable[[Resource, Catalog], Iterable[Problem]] = no_checks
     lower: Callable[[Resource, Context], Lowered] = nothing
     code: Callable[[Any], Iterable[CodeUse]] = no_code
+    expressions: Callable[[Any, Catalog], Iterable[RowSql]] = no_expressions
     columns: tuple[tuple[str, str], ...] = ()
     """Printer columns of the CRD: title and JSON path."""

@@ -21,56 +21,72 @@ from mlspec.kinds import (
 KINDS: dict[str, Kind] = {
     "Project": Kind(
         project.ProjectSpec,
+        check=project.check,
     ),
     "Dataset": Kind(
         dataset.DatasetSpec,
         references=dataset.references,
+        check=dataset.check,
+        expressions=dataset.expressions,
         lower=dataset.lower,
         code=dataset.code,
     ),
     "FeatureSet": Kind(
         feature_set.FeatureSetSpec,
         references=feature_set.references,
+        check=feature_set.check,
+        expressions=feature_set.expressions,
         lower=feature_set.lower,
     ),
     "FeatureView": Kind(
         feature_view.FeatureViewSpec,
         references=feature_view.references,
+        check=feature_view.check,
+        expressions=feature_view.expressions,
         lower=feature_view.lower,
     ),
     "Function": Kind(
         function.FunctionSpec,
+        check=function.check,
         code=function.code,
     ),
     "TrainingJob": Kind(
         training_job.TrainingJobSpec,
         references=training_job.references,
+        check=training_job.check,
+        expressions=training_job.expressions,
         lower=training_job.lower,
         code=training_job.code,
     ),
     "Pipeline": Kind(
         pipeline.PipelineSpec,
         references=pipeline.references,
+        check=pipeline.check,
         lower=pipeline.lower,
     ),
     "Model": Kind(
         model.ModelSpec,
         references=model.references,
+        check=model.check,
         lower=model.lower,
     ),
     "ServingGraph": Kind(
         serving_graph.ServingGraphSpec,
         references=serving_graph.references,
+        check=serving_graph.check,
         lower=serving_graph.lower,
         code=serving_graph.code,
     ),
     "MonitoringPolicy": Kind(
         monitoring_policy.MonitoringPolicySpec,
         references=monitoring_policy.references,
+        check=monitoring_policy.check,
+        expressions=monitoring_policy.expressions,
         lower=monitoring_policy.lower,
     ),
     "ResourcePool": Kind(
         resource_pool.ResourcePoolSpec,
+        check=resource_pool.check,
         lower=resource_pool.lower,
     ),
     "Receiver": Kind(

@@ -6,21 +6,24 @@ and orders resources so that each comes after what it refers to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import cast
 
-from mlspec import source
+from mlspec import rules, source
 from mlspec.diagnostics import Diagnostic, Mark, Problem, did_you_mean, listed
 from mlspec.kind import Catalog
 from mlspec.kind_table import KINDS
+from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.project import ProjectSpec
 from mlspec.manifest import digest
 from mlspec.parse import parse
 from mlspec.resource import Path, Ref, Resource
 from mlspec.source import Document
+from mlspec.sql import Analyse, analyse
 
 Id = tuple[str, str]
 
@@ -62,8 +65,11 @@ class Built:
     """Documents that belong to other tools (plain Kubernetes manifests, kustomizations) and were left alone."""
 
 
-def build(texts: Mapping[str, str], name: str = "project") -> Built:
-    """Read, type and link all files. `name` is the project's name when no Project resource says it."""
+def build(texts: Mapping[str, str], name: str = "project", sql: Analyse = analyse) -> Built:
+    """Read, type and link all files. `name` is the project's name when no Project resource says it.
+
+    `sql` judges the SQL expressions; `mlspec_reconciler.cache` has one that remembers.
+    """
     found: list[Diagnostic] = []
     resources: list[Resource] = []
     documents: dict[Id, Document] = {}
@@ -88,7 +94,7 @@ def build(texts: Mapping[str, str], name: str = "project") -> Built:
                 resources.append(parsed.resource)
             else:
                 found.append(_duplicate(parsed.resource, document, first))
-    linked = _link(resources, documents, declared)
+    linked = _link(resources, documents, declared, sql)
     diagnostics = tuple(sorted({*found, *linked.diagnostics}, key=_position))
     if any(one.severity == "error" for one in diagnostics):
         return Built(None, diagnostics, len(resources), foreign)
@@ -129,14 +135,24 @@ class _Linked:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def _link(resources: list[Resource], documents: Mapping[Id, Document], declared: set[Id]) -> _Linked:
+def _link(
+    resources: list[Resource], documents: Mapping[Id, Document], declared: set[Id], sql: Analyse
+) -> _Linked:
     catalog = Catalog({(one.kind, one.name): one for one in resources})
     found: list[Diagnostic] = []
     edges: dict[Id, list[tuple[Id, Ref]]] = {}
+    on_kubernetes = any(
+        target.kubernetes
+        for one in resources
+        if isinstance(one.spec, ProjectSpec)
+        for target in one.spec.targets.values()
+    )
     for resource in resources:
         id_ = (resource.kind, resource.name)
         problems, edges[id_] = _resolve(resource, catalog, declared)
         problems += KINDS[resource.kind].check(resource, catalog)
+        problems += rules.name_length(resource, on_kubernetes)
+        found += _check_expressions(resource, documents[id_], catalog, sql)
         found += (source.place(documents[id_], problem) for problem in problems)
     found += (source.place(documents[id_], problem) for id_, problem in _one_project(resources))
     ordered, cycle = topological({id_: [target for target, _ in targets] for id_, targets in edges.items()})
@@ -179,6 +195,26 @@ def _unknown_reference(ref: Ref, catalog: Catalog) -> Problem:
     return Problem(
         "unknown-reference", f'{wanted} "{ref.name}" is unknown{did_you_mean(ref.name, names)}', path, hint
     )
+
+
+def _check_expressions(
+    resource: Resource, document: Document, catalog: Catalog, sql: Analyse
+) -> Iterator[Diagnostic]:
+    """The SQL of a resource: allowed, and over columns that exist. The caret stands inside the expression."""
+    for use in KINDS[resource.kind].expressions(resource.spec, catalog):
+        fact = sql(use.text)
+        if fact.problem is not None:
+            mark = source.locate_in(document, use.path, fact.offset)
+            yield Diagnostic("error", "invalid-sql", fact.problem, mark, fact.hint)
+            continue
+        dataset = resource if resource.kind == "Dataset" else catalog.find("Dataset", use.dataset)
+        if dataset is None:
+            continue
+        for column in fact.columns:
+            for problem in check_column(column, cast(DatasetSpec, dataset.spec), dataset.name, use.path):
+                word = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", use.text, re.IGNORECASE)
+                mark = source.locate_in(document, use.path, word.start() if word else 0, len(column))
+                yield Diagnostic(problem.severity, problem.code, problem.message, mark, problem.hint)
 
 
 def _one_project(resources: Iterable[Resource]) -> Iterator[tuple[Id, Problem]]:

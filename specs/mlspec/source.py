@@ -172,6 +172,20 @@ def locate(document: Document, path: tuple[str | int, ...], on_key: bool = False
     return _mark(key if on_key and key is not None else node, document.text, document.path, document.shift)
 
 
+def locate_in(document: Document, path: tuple[str | int, ...], offset: int, length: int = 1) -> Mark:
+    """The place of a part of a string value; of the whole value if it is written with escapes or on several lines."""
+    mark = locate(document, path)
+    lines = LINE_BREAK.split(document.text)
+    written = lines[mark.line - 1 - document.shift][mark.column - 1 :][: mark.length]
+    value: Any = document.data
+    for step in path:
+        value = value[step]
+    start = written.find(str(value))
+    if start < 0 or offset >= len(written) - start:
+        return mark
+    return Mark(mark.path, mark.line, mark.column + start + offset, length)
+
+
 # Reading
 
 

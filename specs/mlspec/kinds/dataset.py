@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kind import CodeUse, Context, Lowered
-from mlspec.kinds.function import FunctionUse, bind, inline, use_reference
-from mlspec.resource import Base, Duration, Identifier, OneOf, Ref, Resource, Share, Sql
+from mlspec import rules
+from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
+from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
+from mlspec.resource import Base, Duration, Identifier, OneOf, Path, Ref, Resource, Share, Sql
 from mlspec.workload import Run, Step, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
@@ -158,6 +162,107 @@ class DatasetSpec(Base):
 def references(spec: DatasetSpec) -> Iterator[Ref]:
     """The Function that makes the rows."""
     yield from use_reference(spec.source.function, ("source", "function"))
+
+
+def expressions(spec: DatasetSpec, catalog: Catalog) -> Iterator[RowSql]:
+    """The SQL of the checks. The Dataset is the one that has the spec; an empty name means itself."""
+    for index, check in enumerate(spec.checks):
+        if check.sql is not None:
+            yield RowSql(check.sql, ("spec", "checks", index, "sql"), "")
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Times, columns, bounds, patterns, the schedule."""
+    spec = cast(DatasetSpec, resource.spec)
+    if spec.source.parameters and spec.source.function is None:
+        path = ("spec", "source", "parameters")
+        yield Problem("unused-field", "parameters need a function", path, "remove them", on_key=True)
+    parameters = ("spec", "source", "parameters")
+    yield from check_arguments(spec.source.function, spec.source.parameters, parameters, catalog)
+    if spec.time is not None:
+        yield from _check_time(spec, spec.time, resource.name)
+    for index, name in enumerate(spec.key):
+        yield from check_column(name, spec, resource.name, ("spec", "key", index))
+    for name, column in spec.columns.items():
+        yield from _check_rules_of(column, ("spec", "columns", name))
+    for index, rule in enumerate(spec.checks):
+        yield from _check_rule(rule, spec, resource.name, ("spec", "checks", index))
+    if spec.refresh is not None and spec.refresh.cron is not None:
+        yield from rules.cron(spec.refresh.cron, ("spec", "refresh", "cron"))
+
+
+def _check_time(spec: DatasetSpec, time: Time, name: str) -> Iterator[Problem]:
+    path = ("spec", "time")
+    if time.known is not None and time.delay is not None:
+        message = "known and delay exclude each other"
+        yield Problem(
+            "one-of", message, (*path, "delay"), "keep the one that says when rows are known", on_key=True
+        )
+    if time.timezone is not None:
+        yield from rules.timezone(time.timezone, (*path, "timezone"))
+    for field, column in (("event", time.event), ("known", time.known)):
+        if column is None:
+            continue
+        yield from check_column(column, spec, name, (*path, field))
+        if column in spec.columns and spec.columns[column].type not in ("timestamp", "date"):
+            message = f"{column} is a {spec.columns[column].type}, not a time"
+            yield Problem("wrong-type", message, (*path, field), "its column needs type: timestamp")
+
+
+def _check_rules_of(column: Column, path: Path) -> Iterator[Problem]:
+    yield from rules.ordered(column.min, column.max, "min", "max", path)
+    for field, value in (("min", column.min), ("max", column.max)):
+        if value is not None and column.type in ("string", "boolean", "date", "timestamp"):
+            yield Problem(
+                "unused-field",
+                f"{field} is for numbers, not for a {column.type}",
+                (*path, field),
+                on_key=True,
+            )
+    if column.pattern is not None and column.type != "string":
+        message = f"pattern is for strings, not for a {column.type}"
+        yield Problem("unused-field", message, (*path, "pattern"), on_key=True)
+    elif column.pattern is not None:
+        try:
+            re.compile(column.pattern)
+        except re.error as error:
+            yield Problem(
+                "invalid-pattern", f"not a regular expression: {error}", (*path, "pattern"), "RE2 syntax"
+            )
+
+
+def _check_rule(rule: Check, spec: DatasetSpec, name: str, path: Path) -> Iterator[Problem]:
+    if rule.rows is not None:
+        yield from rules.ordered(rule.rows.min, rule.rows.max, "min", "max", (*path, "rows"))
+    for index, column in enumerate(rule.unique or ()):
+        yield from check_column(column, spec, name, (*path, "unique", index))
+    if rule.freshness is not None and spec.time is None:
+        hint = "add time: {event: COLUMN} to the dataset"
+        yield Problem(
+            "missing-time", "freshness needs an event time", (*path, "freshness"), hint, on_key=True
+        )
+
+
+def known_columns(dataset: DatasetSpec) -> set[str]:
+    """The columns that a Dataset names anywhere; all columns when it is `strict`."""
+    times = [dataset.time.event, dataset.time.known] if dataset.time else []
+    return {*dataset.columns, *dataset.key, *(name for name in times if name)}
+
+
+def check_column(name: str, dataset: DatasetSpec, of: str, path: Path) -> Iterator[Problem]:
+    """A column that must exist: an error if the Dataset lists all its columns, a warning on a likely misspelling."""
+    if name in dataset.columns or not dataset.columns:
+        return
+    message = f'{of} has no column "{name}"'
+    if dataset.strict:
+        yield Problem(
+            "unknown-column", message + did_you_mean(name, dataset.columns), path, listed(dataset.columns)
+        )
+    elif name not in known_columns(dataset) and (
+        close := get_close_matches(name, known_columns(dataset), 1, 0.86)
+    ):
+        message = f'{of} lists no column "{name}", but "{close[0]}"'
+        yield Problem("unknown-column", message, path, "correct it, or list the column", severity="warning")
 
 
 def code(spec: DatasetSpec) -> Iterable[CodeUse]:

@@ -7,8 +7,10 @@ from typing import ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Ref, Resource, Sql
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, Context, Lowered, RowSql
+from mlspec.kinds.dataset import DatasetSpec, check_column
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Sql, seconds
 from mlspec.workload import Run, Step, identify
 
 
@@ -67,6 +69,63 @@ class FeatureSetSpec(Base):
 def references(spec: FeatureSetSpec) -> Iterator[Ref]:
     """The Dataset with the rows."""
     yield Ref(("Dataset",), spec.dataset, ("dataset",))
+
+
+def expressions(spec: FeatureSetSpec, catalog: Catalog) -> Iterator[RowSql]:
+    """The condition and the features, over the rows of the dataset."""
+    if spec.where is not None:
+        yield RowSql(spec.where, ("spec", "where"), spec.dataset)
+    for name, feature in spec.features.items():
+        if isinstance(feature, str):
+            yield RowSql(feature, ("spec", "features", name), spec.dataset)
+        elif (text := getattr(feature, feature.choice)) != "*" or feature.choice != "count":
+            yield RowSql(text, ("spec", "features", name, feature.choice), spec.dataset)
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Times of the dataset, windows, the grid, the key."""
+    spec = cast(FeatureSetSpec, resource.spec)
+    dataset = catalog.find("Dataset", spec.dataset)
+    if dataset is not None:
+        source = cast(DatasetSpec, dataset.spec)
+        if source.time is None or (source.time.known is None and source.time.delay is None):
+            message = f"{spec.dataset} does not say when its rows are known"
+            hint = "add time: {event: COLUMN, known: COLUMN} to the dataset, or delay: 0s"
+            yield Problem("missing-time", message, ("spec", "dataset"), hint)
+        for index, column in enumerate(spec.key):
+            yield from check_column(column, source, spec.dataset, ("spec", "key", index))
+    for name, feature in spec.features.items():
+        if name in spec.key:
+            message = f"{name} is a key already"
+            yield Problem(
+                "duplicate-name", message, ("spec", "features", name), "rename the feature", on_key=True
+            )
+        if isinstance(feature, Feature):
+            yield from _check_window(feature, spec.hop, ("spec", "features", name))
+    if spec.hop is not None and not any(
+        isinstance(one, Feature) and one.window for one in spec.features.values()
+    ):
+        yield Problem(
+            "unused-field",
+            "hop needs a feature with a window",
+            ("spec", "hop"),
+            on_key=True,
+            severity="warning",
+        )
+
+
+def _check_window(feature: Feature, hop: str | None, path: Path) -> Iterator[Problem]:
+    if feature.window is None:
+        if feature.choice != "last":
+            message = f"{feature.choice} needs a window"
+            yield Problem("missing-window", message, (*path, feature.choice), "add window: 1d", on_key=True)
+    elif seconds(feature.window) == 0:
+        yield Problem("empty-range", "a window of no length holds no row", (*path, "window"), "such as 1d")
+    elif hop is not None and (not seconds(hop) or seconds(feature.window) % seconds(hop)):
+        message = f"the hop {hop} does not divide the window {feature.window}"
+        yield Problem(
+            "hop", message, (*path, "window"), f"make it a multiple of {hop}, or choose another hop"
+        )
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

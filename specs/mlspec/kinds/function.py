@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import Field
 
-from mlspec.kind import CodeUse, Context
+from mlspec import rules
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, CodeUse, Context
 from mlspec.resource import Base, CodeRef, Identifier, Name, Path, Ref, Resource
 from mlspec.workload import JSON, code_key, code_path
 
@@ -41,6 +43,20 @@ class FunctionSpec(Base):
     """Container image on Kubernetes instead of the target's image; best by digest."""
     parameters: dict[Identifier, dict[str, Any]] = Field(default_factory=dict)
     """JSON Schema of each parameter; the users' `parameters` are checked against it."""
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """The parameters are JSON Schemas."""
+    for name, schema in cast(FunctionSpec, resource.spec).parameters.items():
+        yield from rules.schema(schema, ("spec", "parameters", name))
+
+
+def check_arguments(
+    use: str | InlineFunction | None, given: Mapping[str, Any], path: Path, catalog: Catalog
+) -> Iterator[Problem]:
+    """Arguments for a function: those of a shared one are checked against its JSON Schemas."""
+    if isinstance(use, str) and (function := catalog.find("Function", use)):
+        yield from rules.parameters(given, cast(FunctionSpec, function.spec).parameters, use, path)
 
 
 def use_reference(use: str | InlineFunction | None, path: Path) -> Iterator[Ref]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar, Literal, cast
 
-from mlspec.kind import Context, Lowered
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, Context, Lowered
 from mlspec.resource import Name, OneOf, Ref, Resource
 from mlspec.workload import Record
 
@@ -30,6 +31,24 @@ def references(spec: ModelSpec) -> Iterator[Ref]:
     """The job whose runs it follows."""
     if spec.job is not None:
         yield Ref(("TrainingJob",), spec.job, ("job",))
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """A pin and its run go together."""
+    spec = cast(ModelSpec, resource.spec)
+    if spec.promotion == "pinned" and spec.run is None:
+        hint = "add run: NAME; mlspec runs lists them"
+        yield Problem("missing-run", "promotion: pinned needs a run", ("spec", "promotion"), hint)
+    if spec.promotion != "pinned" and spec.run is not None:
+        yield Problem(
+            "unused-field",
+            "run needs promotion: pinned",
+            ("spec", "run"),
+            "add it, or remove run",
+            on_key=True,
+        )
+    if spec.path is not None and spec.run is not None:
+        yield Problem("one-of", "path and run exclude each other", ("spec", "run"), "remove run", on_key=True)
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -7,7 +7,14 @@ from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kind import Context, Lowered
+from mlspec import rules
+from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.kind import Catalog, Context, Lowered, RowSql
+from mlspec.kinds.dataset import DatasetSpec, check_column
+from mlspec.kinds.feature_view import FeatureViewSpec, feature_names
+from mlspec.kinds.model import ModelSpec
+from mlspec.kinds.serving_graph import ServingGraphSpec
+from mlspec.kinds.training_job import METRICS
 from mlspec.resource import (
     Base,
     Duration,
@@ -15,6 +22,7 @@ from mlspec.resource import (
     Moment,
     Name,
     OneOf,
+    Path,
     Ref,
     Resource,
     Share,
@@ -186,6 +194,111 @@ def references(spec: MonitoringPolicySpec) -> Iterator[Ref]:
             yield Ref(("TrainingJob",), action.retrain.job, ("actions", index, "retrain", "job"))
         if action.notify is not None:
             yield Ref(("Receiver",), action.notify, ("actions", index, "notify"))
+
+
+def expressions(spec: MonitoringPolicySpec, catalog: Catalog) -> Iterator[RowSql]:
+    """The outcome, over the rows of the truth."""
+    if spec.truth is not None:
+        yield RowSql(spec.truth.label, ("spec", "truth", "label"), spec.truth.dataset)
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Alerts can be judged, and actions follow from alerts that exist."""
+    spec = cast(MonitoringPolicySpec, resource.spec)
+    for name, alert in spec.alerts.items():
+        yield from _check_alert(alert, spec, ("spec", "alerts", name), catalog)
+    if spec.truth is not None:
+        yield from _check_truth(spec.truth, catalog)
+    names = [*spec.alerts, "any"]
+    for index, action in enumerate(spec.actions):
+        path = ("spec", "actions", index)
+        yield from rules.member(action.on, names, "no alert is called", "unknown-alert", (*path, "on"))
+        job = catalog.find("TrainingJob", action.retrain.job) if action.retrain else None
+        if (
+            job is not None
+            and catalog.find("ServingGraph", spec.graph)
+            and job.name not in _jobs(spec.graph, catalog)
+        ):
+            message = f"the graph {spec.graph} does not serve the job {job.name}"
+            yield Problem(
+                "unserved-job", message, (*path, "retrain", "job"), listed(_jobs(spec.graph, catalog))
+            )
+    for index, silence in enumerate(spec.silences):
+        path = ("spec", "silences", index, "alert")
+        yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", path)
+    for field, length in (("window", spec.window), ("every", spec.every)):
+        if seconds(length) == 0:
+            yield Problem(
+                "empty-range", f"{field} must be longer than nothing", ("spec", field), "such as 1d"
+            )
+
+
+def _check_alert(alert: Alert, spec: MonitoringPolicySpec, path: Path, catalog: Catalog) -> Iterator[Problem]:
+    if alert.metric is None:
+        for field, value in (("below", alert.below), ("above", alert.above)):
+            if value is not None:
+                yield Problem(
+                    "unused-field", f"{field} needs a metric", (*path, field), "remove it", on_key=True
+                )
+    else:
+        if alert.below is None and alert.above is None:
+            message = "the alert has no threshold"
+            yield Problem("empty-alert", message, (*path, "metric"), "add below or above", on_key=True)
+        if spec.truth is None:
+            message = f"{alert.metric} is computed from the ground truth, and the policy has none"
+            yield Problem("missing-truth", message, (*path, "metric"), "add truth: {dataset, on, label}")
+        if alert.metric not in METRICS:
+            message = f'metric "{alert.metric}" is unknown{did_you_mean(alert.metric, METRICS)}'
+            yield Problem("unknown-metric", message, (*path, "metric"), listed(METRICS))
+        for field, value, good in (("above", alert.above, "higher"), ("below", alert.below, "lower")):
+            if (
+                value is not None
+                and METRICS.get(alert.metric) == good
+                and (alert.above is None or alert.below is None)
+            ):
+                other = "below" if field == "above" else "above"
+                message = f"{good} {alert.metric} is better, but the alert fires {field} {value:g}"
+                yield Problem(
+                    "gate-direction", message, (*path, field), f"write {other}", "warning", on_key=True
+                )
+    if alert.drift is not None and alert.drift.features != "all" and (inputs := _inputs(spec.graph, catalog)):
+        for index, name in enumerate(alert.drift.features):
+            place = (*path, "drift", "features", index)
+            yield from rules.member(name, inputs, f"{spec.graph} has no feature", "unknown-feature", place)
+
+
+def _check_truth(truth: Truth, catalog: Catalog) -> Iterator[Problem]:
+    found = catalog.find("Dataset", truth.dataset)
+    if found is None:
+        return
+    dataset = cast(DatasetSpec, found.spec)
+    for index, column in enumerate(truth.on):
+        yield from check_column(column, dataset, truth.dataset, ("spec", "truth", "on", index))
+    if dataset.time is None or (dataset.time.known is None and dataset.time.delay is None):
+        message = f"{truth.dataset} does not say when its rows are known"
+        hint = "add time: {event: COLUMN, known: COLUMN} to the dataset, or delay: 0s"
+        yield Problem("missing-time", message, ("spec", "truth", "dataset"), hint)
+
+
+def _jobs(graph: str, catalog: Catalog) -> set[str]:
+    """The TrainingJobs whose models a graph serves."""
+    found = catalog.find("ServingGraph", graph)
+    names = {step.model for step in cast(ServingGraphSpec, found.spec).steps.values()} if found else set()
+    models = {name: catalog.find("Model", name) for name in names if name}
+    return {(cast(ModelSpec, model.spec).job or "") if model else name for name, model in models.items()} - {
+        ""
+    }
+
+
+def _inputs(graph: str, catalog: Catalog) -> set[str]:
+    """The features that the views of a graph give to its models; empty when they are not known here."""
+    found = catalog.find("ServingGraph", graph)
+    names: set[str] = set()
+    for step in cast(ServingGraphSpec, found.spec).steps.values() if found else ():
+        view = catalog.find("FeatureView", step.view) if step.view else None
+        if view is not None:
+            names |= feature_names(cast(FeatureViewSpec, view.spec), catalog)
+    return names
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

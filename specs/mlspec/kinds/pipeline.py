@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.kind import Context, Lowered
-from mlspec.kinds.function import FunctionUse, use_reference
+from mlspec import rules
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, Context, Lowered
+from mlspec.kinds.function import FunctionUse, check_arguments, use_reference
 from mlspec.resource import Base, Identifier, Name, OneOf, Ref, Resource
 
 
@@ -46,6 +48,29 @@ def references(spec: PipelineSpec) -> Iterator[Ref]:
         if step.job is not None:
             yield Ref(("TrainingJob",), step.job, ("steps", name, "job"))
         yield from use_reference(step.function, ("steps", name, "function"))
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Order of the steps, arguments, the schedule."""
+    spec = cast(PipelineSpec, resource.spec)
+    for name, step in spec.steps.items():
+        path = ("spec", "steps", name)
+        for index, before in enumerate(step.after):
+            yield from rules.member(
+                before, spec.steps, "no step is called", "unknown-step", (*path, "after", index)
+            )
+        if step.parameters and step.function is None:
+            yield Problem(
+                "unused-field",
+                "parameters need a function",
+                (*path, "parameters"),
+                "remove them",
+                on_key=True,
+            )
+        yield from check_arguments(step.function, step.parameters, (*path, "parameters"), catalog)
+    yield from rules.steps_cycle({name: step.after for name, step in spec.steps.items()})
+    if spec.schedule is not None:
+        yield from rules.cron(spec.schedule, ("spec", "schedule"))
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.resource import Base, Name, OneOf, Share
+from mlspec import rules
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog
+from mlspec.resource import Base, Name, OneOf, Resource, Share
 
 
 class LocalTarget(Base):
@@ -59,3 +63,20 @@ class ProjectSpec(Base):
     """Target of commands without `--target`; by default the first one."""
     prune: Prune = Prune()
     """When deletions need consent."""
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """There is a target, and the default is one of them."""
+    spec = cast(ProjectSpec, resource.spec)
+    if not spec.targets:
+        yield Problem(
+            "too-short",
+            "a project needs a target",
+            ("spec", "targets"),
+            "such as {local: {local: {}}}",
+            on_key=True,
+        )
+    elif spec.default is not None:
+        yield from rules.member(
+            spec.default, spec.targets, "no target is called", "unknown-target", ("spec", "default")
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, cast
 
 from pydantic import Field
 
-from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Name, Quantity, Resource
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, Context, Lowered
+from mlspec.resource import Base, Name, Quantity, Resource, amount
 from mlspec.workload import Pool
 
 
@@ -59,6 +61,33 @@ class ResourcePoolSpec(Base):
     """Priority classes and their values."""
     preemption: Literal["never", "lower-priority", "reclaim"] = "reclaim"
     """Whether waiting runs stop others: never, those of lower priority, or also those that borrow."""
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Flavors have names of their own, and lend only what they have."""
+    spec = cast(ResourcePoolSpec, resource.spec)
+    names: set[str] = set()
+    for index, flavor in enumerate(spec.flavors):
+        path = ("spec", "flavors", index)
+        if flavor.name in names:
+            yield Problem(
+                "duplicate-name", f"two flavors are called {flavor.name}", (*path, "name"), "rename one"
+            )
+        names.add(flavor.name)
+        for name, quota in flavor.quota.items():
+            if quota.lend is not None and amount(quota.lend) > amount(quota.nominal):
+                message = f"lends {quota.lend} of {quota.nominal}"
+                yield Problem("empty-range", message, (*path, "quota", name, "lend"), "lend at most nominal")
+            for field in ("borrow", "lend"):
+                if getattr(quota, field) is not None and spec.cohort is None:
+                    message = f"{field} needs a cohort"
+                    hint = "add cohort: NAME; pools of one cohort lend to each other"
+                    yield Problem("unused-field", message, (*path, "quota", name, field), hint, on_key=True)
+        for number, toleration in enumerate(flavor.tolerations):
+            if (toleration.operator == "Equal") != (toleration.value is not None):
+                message = "Equal needs a value" if toleration.value is None else "Exists takes no value"
+                place = (*path, "tolerations", number, "operator" if toleration.value is None else "value")
+                yield Problem("unused-field", message, place, "operator: Equal and value go together")
 
 
 def lower(resource: Resource, context: Context) -> Lowered:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kind import CodeUse, Context, Lowered
+from mlspec import rules
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, CodeUse, Context, Lowered
 from mlspec.kinds.function import Bound, FunctionUse, bind, inline, use_reference
-from mlspec.kinds.training_job import Resources, pool_reference
+from mlspec.kinds.training_job import Resources, check_resources, pool_reference
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Ref, Resource, Share
+from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Share
 from mlspec.workload import JSON, Service, Step, Trigger
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
@@ -167,6 +169,163 @@ def references(spec: ServingGraphSpec) -> Iterator[Ref]:
         if step.model is not None:
             yield Ref(("Model", "TrainingJob"), step.model, ("steps", name, "model"))
     yield from pool_reference(spec.resources, ("resources",))
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """The steps form one acyclic graph with one answer."""
+    spec = cast(ServingGraphSpec, resource.spec)
+    targets = {name: list(_targets(step, ("spec", "steps", name))) for name, step in spec.steps.items()}
+    before = len(unknown := list(_check_names(spec, targets)))
+    yield from unknown
+    for name, step in spec.steps.items():
+        yield from _check_step(name, step, spec, ("spec", "steps", name))
+    cycle = list(rules.steps_cycle({name: _sources(name, spec, targets) for name in spec.steps}))
+    yield from cycle
+    if not before and not cycle:
+        yield from _check_answer(spec, targets)
+        yield from _check_order(spec, targets)
+    yield from rules.ordered(spec.scale.min, spec.scale.max, "min", "max", ("spec", "scale"))
+    yield from check_resources(spec.resources, ("spec", "resources"), catalog)
+
+
+def _targets(step: GraphStep, path: Path) -> Iterator[tuple[str, Path]]:
+    """The steps that a router or split chooses among, each with its place."""
+    if step.router is not None:
+        for value, target in step.router.cases.items():
+            yield target, (*path, "router", "cases", value)
+        if step.router.default is not None:
+            yield step.router.default, (*path, "router", "default")
+    if step.split is not None:
+        for index, arm in enumerate(step.split.arms):
+            yield arm.step, (*path, "split", "arms", index, "step")
+
+
+def _shadows(step: GraphStep) -> list[str]:
+    return step.split.shadow if step.split is not None else []
+
+
+def _sources(name: str, spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> list[str]:
+    """The steps that must have run before a step: those in `after`, and what chooses it."""
+    choosing = [one for one, chosen in targets.items() if any(target == name for target, _ in chosen)]
+    mirroring = [one for one, step in spec.steps.items() if name in _shadows(step)]
+    return [*spec.steps[name].after, *choosing, *mirroring]
+
+
+def _check_names(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
+    uses = [(name, path) for chosen in targets.values() for name, path in chosen]
+    for name, step in spec.steps.items():
+        path = ("spec", "steps", name)
+        uses += [(source, (*path, "after", index)) for index, source in enumerate(step.after)]
+        uses += [(one, (*path, "split", "shadow", index)) for index, one in enumerate(_shadows(step))]
+        if step.on_error is not None and step.on_error.goto is not None:
+            uses.append((step.on_error.goto, (*path, "onError", "goto")))
+    if spec.respond is not None:
+        uses.append((spec.respond, ("spec", "respond")))
+    for name, path in uses:
+        yield from rules.member(name, spec.steps, "no step is called", "unknown-step", path)
+
+
+def _check_step(name: str, step: GraphStep, spec: ServingGraphSpec, path: Path) -> Iterator[Problem]:
+    if step.split is not None:
+        total = sum(arm.weight for arm in step.split.arms)
+        if abs(total - 100) > 1e-6:
+            message = f"the weights add up to {total:g}, not to 100"
+            yield Problem(
+                "weights", message, (*path, "split", "arms"), "they are percent of the keys", on_key=True
+            )
+    if step.ensemble is not None:
+        if len(set(step.after)) < 2:
+            message = f"an ensemble combines two or more steps; after has {len(set(step.after))}"
+            yield Problem(
+                "ensemble",
+                message,
+                (*path, "after" if step.after else "ensemble"),
+                "list the models in after",
+                on_key=True,
+            )
+        for weighed in step.ensemble.weights or {}:
+            place = (*path, "ensemble", "weights", weighed)
+            yield from rules.member(
+                weighed, step.after, "after has no step", "unknown-step", place, on_key=True
+            )
+        if step.ensemble.weights is not None:
+            if step.ensemble.combine not in ("mean", "vote"):
+                message = f"weights are for mean and vote, not for {step.ensemble.combine}"
+                yield Problem(
+                    "unused-field", message, (*path, "ensemble", "weights"), "remove them", on_key=True
+                )
+            for source in step.after:
+                if source not in step.ensemble.weights:
+                    message = f"{source} has no weight"
+                    hint = f"add {source}: 1, or remove weights"
+                    yield Problem("weights", message, (*path, "ensemble", "weights"), hint, on_key=True)
+    goto = step.on_error.goto if step.on_error is not None else None
+    if goto == name:
+        yield Problem(
+            "cycle", "the step goes to itself when it fails", (*path, "onError", "goto"), "name another step"
+        )
+
+
+def _check_answer(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
+    """One step answers; every other step feeds another one, or runs in the shadow."""
+    sources = {name: _sources(name, spec, targets) for name in spec.steps}
+    taken = {source for before in sources.values() for source in before}
+    fallbacks = {step.on_error.goto for step in spec.steps.values() if step.on_error and step.on_error.goto}
+    shadow = {name for step in spec.steps.values() for name in _shadows(step)}
+    chosen = {target for choices in targets.values() for target, _ in choices}
+    ends = [name for name in spec.steps if name not in taken | fallbacks | shadow and not targets[name]]
+    ends = [name for name in ends if not set(sources[name]) & shadow]
+    if spec.respond is not None:
+        useful = _upstream(spec.respond, sources) | fallbacks | shadow
+        for name in ends:
+            if name not in useful and name not in chosen:
+                message = f"the output of {name} goes nowhere"
+                hint = f"{spec.respond} answers; list {name} in its after, or remove the step"
+                yield Problem("unreachable-step", message, ("spec", "steps", name), hint, on_key=True)
+    elif not ends:
+        yield Problem(
+            "no-answer", "no step answers", ("spec", "steps"), "name one with respond:", on_key=True
+        )
+    elif len(ends) > 1 and not all(_branch(name, sources, chosen) for name in ends):
+        message = f"{len(ends)} steps could answer: {', '.join(ends)}"
+        yield Problem(
+            "two-responders", message, ("spec", "steps", ends[1]), "name one with respond:", on_key=True
+        )
+
+
+def _upstream(name: str, sources: Mapping[str, list[str]]) -> set[str]:
+    found, pending = {name}, [name]
+    while pending:
+        new = set(sources[pending.pop()]) - found
+        found |= new
+        pending += new
+    return found
+
+
+def _branch(name: str, sources: Mapping[str, list[str]], chosen: set[str]) -> bool:
+    """Whether a step runs only in some branch of a router or split."""
+    return name in chosen or (
+        bool(sources[name]) and all(_branch(one, sources, chosen) for one in sources[name])
+    )
+
+
+def _check_order(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
+    sources = {name: _sources(name, spec, targets) for name in spec.steps}
+    for name, step in spec.steps.items():
+        models = [
+            one for one in _upstream(name, {k: spec.steps[k].after for k in sources}) if spec.steps[one].model
+        ]
+        if step.view is not None and models:
+            message = (
+                f"the view {step.view} looks up asking rows, but gets the predictions of {sorted(models)[0]}"
+            )
+            yield Problem(
+                "view-after-model",
+                message,
+                ("spec", "steps", name, "after"),
+                "run the view first",
+                on_key=True,
+            )
 
 
 def code(spec: ServingGraphSpec) -> Iterable[CodeUse]:

@@ -10,8 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec.kind import CodeUse, Context, Lowered
-from mlspec.kinds.function import FunctionUse, bind, inline, use_reference
+from mlspec import rules
+from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
+from mlspec.kinds.dataset import DatasetSpec
+from mlspec.kinds.feature_view import FeatureViewSpec
+from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
+from mlspec.kinds.resource_pool import ResourcePoolSpec
 from mlspec.resource import (
     Base,
     Duration,
@@ -204,6 +209,186 @@ def pool_reference(resources: Resources, path: Path) -> Iterator[Ref]:
     """The pool of the resources that stand at `path`."""
     if resources.pool is not None:
         yield Ref(("ResourcePool",), resources.pool, (*path, "pool"))
+
+
+def expressions(spec: TrainingJobSpec, catalog: Catalog) -> Iterator[RowSql]:
+    """Labels and conditions, over the rows of the dataset or of the one that the view asks."""
+    for name, use in spec.data.items():
+        view = catalog.find("FeatureView", use.view) if use.view else None
+        dataset = cast(FeatureViewSpec, view.spec).ask.dataset if view else use.dataset or ""
+        for field, text in (("label", use.label), ("where", use.where)):
+            if text is not None:
+                yield RowSql(text, ("spec", "data", name, field), dataset)
+
+
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """Data and evaluation, gates, resources, arguments, the schedule."""
+    spec = cast(TrainingJobSpec, resource.spec)
+    for name, use in spec.data.items():
+        yield from _check_data(use, ("spec", "data", name), catalog)
+        if name in spec.parameters:
+            path = ("spec", "parameters", name)
+            yield Problem(
+                "duplicate-name", f"{name} is an entry of data already", path, "rename it", on_key=True
+            )
+    yield from check_arguments(spec.function, spec.parameters, ("spec", "parameters"), catalog)
+    yield from _check_evaluation(spec)
+    for index, metric in enumerate(spec.metrics or ()):
+        yield from rules.member(
+            metric, METRICS, "unknown metric", "unknown-metric", ("spec", "metrics", index)
+        )
+    for index, gate in enumerate(spec.gates):
+        yield from _check_gate(gate, spec, ("spec", "gates", index))
+    yield from check_resources(spec.resources, ("spec", "resources"), catalog)
+    if spec.schedule is not None:
+        yield from rules.cron(spec.schedule.cron, ("spec", "schedule", "cron"))
+
+
+def _check_data(use: DataUse, path: Path, catalog: Catalog) -> Iterator[Problem]:
+    if use.from_ is not None and use.to is not None and moment(use.from_) >= moment(use.to):
+        message = f"from {use.from_} is not before to {use.to}"
+        yield Problem(
+            "empty-range", message, (*path, "from"), "from is the first moment, to the one after the last"
+        )
+    if use.share is not None and use.share[0] >= use.share[1]:
+        message = f"the interval [{use.share[0]:g}, {use.share[1]:g}) is empty"
+        yield Problem("empty-range", message, (*path, "share"), "such as [0, 0.8]")
+    view = catalog.find("FeatureView", use.view) if use.view else None
+    if view is not None:
+        if cast(FeatureViewSpec, view.spec).label is None:
+            message = f"the view {use.view} has no label to train on"
+            yield Problem("missing-label", message, (*path, "view"), f"add label: to FeatureView/{use.view}")
+        if use.label is not None:
+            message = "the label belongs to the view"
+            yield Problem(
+                "unused-field", message, (*path, "label"), f"write it in FeatureView/{use.view}", on_key=True
+            )
+    dataset = catalog.find("Dataset", use.dataset) if use.dataset else None
+    if dataset is not None and cast(DatasetSpec, dataset.spec).time is None:
+        for field, value in (("from", use.from_), ("to", use.to)):
+            if value is not None:
+                message = f"{field} needs the event time of {use.dataset}"
+                hint = "add time: {event: COLUMN} to the dataset"
+                yield Problem("missing-time", message, (*path, field), hint, on_key=True)
+
+
+def _check_evaluation(spec: TrainingJobSpec) -> Iterator[Problem]:
+    test = spec.data.get(spec.evaluate)
+    if test is None:
+        stated = "evaluate" in spec.model_fields_set
+        if stated:
+            what = "data has no entry"
+            yield from rules.member(spec.evaluate, spec.data, what, "unknown-data", ("spec", "evaluate"))
+        elif spec.gates:
+            message = f'gates are computed on the entry "{spec.evaluate}" of data, which does not exist'
+            yield Problem(
+                "unknown-data",
+                message,
+                ("spec", "gates"),
+                "add it, or name another with evaluate:",
+                on_key=True,
+            )
+        return
+    for name, use in spec.data.items():
+        if name != spec.evaluate and _overlap(use, test):
+            message = f"{name} and {spec.evaluate} share rows, so the metrics look better than they are"
+            hint = "separate them by from and to, or by share"
+            yield Problem("overlap", message, ("spec", "data", name), hint, "warning", on_key=True)
+
+
+def _overlap(one: DataUse, other: DataUse) -> bool:
+    """Whether two uses can have rows in common. Different conditions count as different rows."""
+    if (one.view, one.dataset) != (other.view, other.dataset) or one.where != other.where:
+        return False
+    for first, second in ((one, other), (other, one)):
+        if first.to is not None and second.from_ is not None and moment(first.to) <= moment(second.from_):
+            return False
+        if first.share is not None and second.share is not None and first.share[1] <= second.share[0]:
+            return False
+    return True
+
+
+def _check_gate(gate: Gate, spec: TrainingJobSpec, path: Path) -> Iterator[Problem]:
+    known = METRICS.get(gate.metric)
+    if known is None:
+        close = did_you_mean(gate.metric, METRICS)
+        if close:
+            message = f'metric "{gate.metric}" is unknown{close}'
+            yield Problem("unknown-metric", message, (*path, "metric"), listed(METRICS))
+        else:
+            message = f'"{gate.metric}" is not a metric of mlspec; the function must return it'
+            hint = f"metrics of mlspec: {listed(METRICS)}"
+            yield Problem("unknown-metric", message, (*path, "metric"), hint, severity="warning")
+    elif spec.metrics is not None and gate.metric not in spec.metrics:
+        message = f"metric {gate.metric} is not computed"
+        yield Problem("unknown-metric", message, (*path, "metric"), f"add {gate.metric} to metrics")
+    if gate.min is None and gate.max is None and gate.against is None:
+        yield Problem(
+            "empty-gate",
+            "the gate has no condition",
+            (*path, "metric"),
+            "add min, max or against: serving",
+            on_key=True,
+        )
+    if gate.against is None and gate.tolerance:
+        yield Problem(
+            "unused-field",
+            "tolerance needs against",
+            (*path, "tolerance"),
+            "add against: serving",
+            on_key=True,
+        )
+    yield from rules.ordered(gate.min, gate.max, "min", "max", path)
+    for field, value, good in (("max", gate.max, "higher"), ("min", gate.min, "lower")):
+        if value is not None and known == good and (gate.min is None or gate.max is None):
+            other = "min" if field == "max" else "max"
+            message = f"{good} {gate.metric} is better, but {field} refuses the best models"
+            yield Problem("gate-direction", message, (*path, field), f"write {other}", "warning", on_key=True)
+
+
+_POOL_NAMES = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
+
+
+def check_resources(resources: Resources, path: Path, catalog: Catalog) -> Iterator[Problem]:
+    """GPUs, and whether the pool has what is asked for."""
+    if resources.gpu is not None and resources.gpu_share is not None:
+        message = "gpu and gpuShare exclude each other"
+        yield Problem("one-of", message, (*path, "gpuShare"), "keep gpu for whole GPUs", on_key=True)
+    if resources.gpu_type is not None and resources.gpu is None and resources.gpu_share is None:
+        yield Problem(
+            "unused-field", "gpuType needs gpu or gpuShare", (*path, "gpuType"), "add gpu: 1", on_key=True
+        )
+    if resources.priority is not None and resources.pool is None:
+        yield Problem(
+            "unused-field", "priority needs a pool", (*path, "priority"), "add pool: NAME", on_key=True
+        )
+    pool = catalog.find("ResourcePool", resources.pool) if resources.pool else None
+    if pool is None:
+        return
+    spec = cast(ResourcePoolSpec, pool.spec)
+    if resources.priority is not None:
+        what = f"{resources.pool} has no priority"
+        yield from rules.member(
+            resources.priority, spec.priorities, what, "unknown-priority", (*path, "priority")
+        )
+    asked = {"cpu": resources.cpu, "memory": resources.memory, "gpu": resources.gpu or resources.gpu_share}
+    for field, wanted in asked.items():
+        if wanted is None:
+            continue
+        quotas = [one.quota[_POOL_NAMES[field]] for one in spec.flavors if _POOL_NAMES[field] in one.quota]
+        place = (*path, "gpuShare" if field == "gpu" and resources.gpu is None else field)
+        if not quotas:
+            message = f"the pool {resources.pool} has no quota of {_POOL_NAMES[field]}"
+            yield Problem(
+                "pool-quota", message, place, f"add {_POOL_NAMES[field]} to a flavor, or choose another pool"
+            )
+        elif amount(str(wanted)) > (
+            most := max(amount(one.nominal) + amount(one.borrow or 0) for one in quotas)
+        ):
+            message = (
+                f"{wanted} {field} never fits into the pool {resources.pool}, which has at most {most:g}"
+            )
+            yield Problem("pool-quota", message, place, "ask for less, or raise the quota")
 
 
 def code(spec: TrainingJobSpec) -> Iterable[CodeUse]:

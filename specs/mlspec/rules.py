@@ -1,0 +1,182 @@
+"""Rules that several kinds share at link time: cron, time zones, parameters, lengths of names.
+
+The `check` functions of `mlspec.kinds` and `mlspec.project` call them. Each yields problems with paths from the root.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.resource import Path, Resource
+
+# Schedules
+
+_CRON = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of the month", 1, 31, ()),
+    ("month", 1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    ("day of the week", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
+_CRON_PART = re.compile(r"(?:\*|(\w+)(?:-(\w+))?)(?:/(\d+))?")
+
+
+def cron(text: str, path: Path) -> Iterator[Problem]:
+    """A five-field cron expression."""
+    words = text.split()
+    hint = 'minute, hour, day, month, weekday: "30 3 * * 1" is Monday 03:30 UTC'
+    if len(words) != 5:
+        yield Problem(
+            "invalid-cron", f'"{text}" has {len(words)} fields; a cron expression has five', path, hint
+        )
+        return
+    for word, (name, low, high, names) in zip(words, _CRON, strict=True):
+        if not all(_cron_part(part, low, high, names) for part in word.split(",")):
+            yield Problem("invalid-cron", f'"{word}" is not a {name} ({low} to {high})', path, hint)
+
+
+def _cron_part(part: str, low: int, high: int, names: tuple[str, ...]) -> bool:
+    match = _CRON_PART.fullmatch(part.lower())
+    if match is None or match[3] == "0":
+        return False
+    bounds = [
+        names.index(word) + low if word in names else int(word) if word.isdecimal() else -1
+        for word in match.group(1, 2)
+        if word
+    ]
+    return all(low <= bound <= high for bound in bounds) and bounds == sorted(bounds)
+
+
+def timezone(name: str, path: Path) -> Iterator[Problem]:
+    """A time zone of the IANA database."""
+    if not _is_timezone(name):
+        yield Problem(
+            "unknown-timezone", f'time zone "{name}" is unknown', path, 'such as "UTC" or "America/New_York"'
+        )
+
+
+@cache
+def _is_timezone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+# Parameters
+
+
+def parameters(
+    given: Mapping[str, Any], schemas: Mapping[str, Any], function: str, path: Path
+) -> Iterator[Problem]:
+    """Arguments of a shared Function against its JSON Schemas."""
+    for name, value in given.items() if schemas else ():
+        if name not in schemas:
+            message = f'{function} has no parameter "{name}"{did_you_mean(name, schemas)}'
+            yield Problem("unknown-parameter", message, (*path, name), listed(schemas), on_key=True)
+            continue
+        for error in _validator(schemas[name]).iter_errors(value):
+            yield Problem(
+                "invalid-parameter",
+                f"{name}: {error.message}",
+                (*path, name, *error.absolute_path),
+                f"see Function/{function}",
+            )
+
+
+def schema(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """A JSON Schema (2020-12)."""
+    jsonschema = importlib.import_module("jsonschema")  # only projects with such schemas pay for it
+    try:
+        jsonschema.Draft202012Validator.check_schema(value)
+    except jsonschema.SchemaError as error:
+        yield Problem(
+            "invalid-schema",
+            f"not a JSON Schema: {error.message}",
+            (*path, *error.absolute_path),
+            "https://json-schema.org",
+        )
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    return importlib.import_module("jsonschema").Draft202012Validator(schema)
+
+
+# Times and numbers
+
+
+def ordered(
+    low: Any, high: Any, low_name: str, high_name: str, path: Path, strictly: bool = False
+) -> Iterator[Problem]:
+    """Two bounds in their order."""
+    if low is not None and high is not None and (low > high or (strictly and low == high)):
+        words = "must be less than" if strictly else "is greater than"
+        message = f"{low_name} {low} {words} {high_name} {high}"
+        yield Problem("empty-range", message, (*path, low_name), f"exchange {low_name} and {high_name}")
+
+
+def member(
+    name: str, known: Collection[str], what: str, code: str, path: Path, on_key: bool = False
+) -> Iterator[Problem]:
+    """A name that must be one of `known`."""
+    if name not in known:
+        message = f'{what} "{name}"{did_you_mean(name, known)}'
+        yield Problem(code, message, path, listed(known), on_key=on_key)
+
+
+def steps_cycle(edges: Mapping[str, Iterable[str]]) -> Iterator[Problem]:
+    """Steps that wait for each other; edges to unknown steps are left to `member`."""
+    try:
+        TopologicalSorter(
+            {name: [one for one in before if one in edges] for name, before in edges.items()}
+        ).prepare()
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        words = " -> ".join(cycle)
+        hint = "remove one of these references"
+        yield Problem(
+            "cycle", f"steps wait for each other: {words}", ("spec", "steps", cycle[0]), hint, on_key=True
+        )
+
+
+# Lengths of names
+
+_BUDGETS: dict[str, tuple[str, int, int]] = {
+    "Dataset": ("Workflow data-NAME-HASH, which is a label of its pods", 63, 14),
+    "FeatureSet": ("Workflow features-NAME-HASH, which is a label of its pods", 63, 18),
+    "TrainingJob": ("Workflow NAME-HASH, which is a label of its pods", 63, 9),
+    "MonitoringPolicy": ("CronWorkflow NAME-monitor", 52, 8),
+    "Pipeline": ("CronWorkflow NAME", 52, 0),
+    "torch": ("JobSet NAME-HASH and the pods NAME-HASH-node-0-0-xxxxx", 63, 24),
+    "mpi": ("MPIJob NAME-HASH and the pods NAME-HASH-launcher", 63, 18),
+    "dask": ("DaskJob NAME-HASH and the service NAME-HASH-scheduler", 63, 19),
+    "spark": ("SparkApplication NAME-HASH and the service NAME-HASH-driver-svc", 63, 20),
+    "ray": ("RayJob NAME-HASH", 47, 9),
+}
+"""Kind or engine -> what its name becomes on Kubernetes, the limit there, and what we add to it.
+
+Labels and host names have 63 characters (RFC 1123); Argo appends 11 to a CronWorkflow, KubeRay 16 to a RayJob.
+"""
+
+
+def name_length(resource: Resource, on_kubernetes: bool) -> Iterator[Problem]:
+    """The name must leave room for what engines append to it."""
+    engine = getattr(getattr(resource.spec, "engine", None), "choice", "")
+    entry = _BUDGETS.get(engine) or _BUDGETS.get(resource.kind)
+    if entry is None:
+        return
+    becomes, limit, added = entry
+    if len(resource.name) > limit - added:
+        message = f"the name has {len(resource.name)} characters; {limit - added} fit on Kubernetes"
+        hint = f"it becomes {becomes}"
+        yield Problem(
+            "name-length", message, ("metadata", "name"), hint, "error" if on_kubernetes else "warning"
+        )
