@@ -7,12 +7,13 @@ Docstrings are read from the source with `ast` on demand, so that a valid spec n
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import operator
 import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -56,7 +57,7 @@ class Field:
     doc: str
 
 
-@cache
+@functools.cache
 def fields(model: type[Base]) -> dict[str, Field]:
     """The fields of a model by their YAML names, in their order."""
     hints = get_type_hints(model, include_extras=True)
@@ -66,11 +67,11 @@ def fields(model: type[Base]) -> dict[str, Field]:
         name = info.alias or attribute
         hint = hints[attribute]
         nullable = types.NoneType in alternatives(hint)
-        kept = Annotated[(hint, *info.metadata)] if info.metadata and not nullable else hint
-        if info.metadata and nullable:
-            kept = Annotated[
-                (tuple(a for a in alternatives(hint) if a is not types.NoneType), *info.metadata)
-            ]
+        kept = functools.reduce(
+            operator.or_, [one for one in alternatives(hint) if one is not types.NoneType]
+        )
+        if constraints := [one for one in info.metadata if one not in split(kept)[1]]:
+            kept = Annotated[(kept, *constraints)]
         found[name] = Field(
             name,
             attribute,
@@ -130,19 +131,15 @@ def described(type_: Any) -> str:
         if type_ == named:
             return words
     bare, _ = split(type_)
-    if bare is not type_ and (
-        known := next((w for n, w in _NAMED if get_origin(type_) is Annotated and n == type_), "")
-    ):
-        return known
     members = [one for one in alternatives(type_) if one is not types.NoneType]
     if len(members) > 1:
         functions = alternatives(FunctionUse)
-        words = []
+        known: list[str] = []
         if all(one in members for one in functions):
             members = [one for one in members if one not in functions]
-            words.append(described(FunctionUse))
-        words += [described(one) for one in members]
-        return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+            known.append(described(FunctionUse))
+        known += [described(one) for one in members]
+        return known[0] if len(known) == 1 else f"{', '.join(known[:-1])} or {known[-1]}"
     if members and members[0] is not type_:
         return described(members[0])
     if get_origin(bare) is Literal:
@@ -167,7 +164,7 @@ def _plural(words: str) -> str:
     return f"{noun}s" if article in ("a", "an") else words
 
 
-@cache
+@functools.cache
 def docs(model: type[Base]) -> dict[str, str]:
     """The docstrings below the fields of a model, by attribute."""
     found: dict[str, str] = {}
@@ -177,7 +174,7 @@ def docs(model: type[Base]) -> dict[str, str]:
     return found
 
 
-@cache
+@functools.cache
 def _module_docs(module: str) -> dict[str, dict[str, str]]:
     path = sys.modules[module].__file__
     assert path is not None

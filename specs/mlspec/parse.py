@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from mlspec import API_VERSION, fields
 from mlspec.diagnostics import Mark, Problem, did_you_mean, listed
 from mlspec.kind_table import KINDS
+from mlspec.kinds.function import FunctionUse
 from mlspec.resource import (
     IDENTIFIER_PATTERN,
     NAME_PATTERN,
@@ -336,7 +337,13 @@ def _wrong(type_: Any, value: Any, path: Path) -> Problem:
         fields.split(one)[0] is str for one in fields.alternatives(type_)
     ):
         hint = f"write {_quoted(value)}"
-    elif isinstance(value, str) and any(_fits(one, _unquoted(value)) for one in fields.alternatives(type_)):
+    elif fields.described(type_) == fields.described(FunctionUse):
+        hint = _CODE
+    elif (
+        isinstance(value, str)
+        and not isinstance(_unquoted(value), str)
+        and any(_fits(one, _unquoted(value)) for one in fields.alternatives(type_))
+    ):
         hint = f"write {value} without quotes"
     elif get_origin(fields.split(type_)[0]) is list and isinstance(value, str | int):
         hint = f"write [{value}]"

@@ -180,14 +180,14 @@ def _resolve(
         if target is not None:
             edges.append(((target.kind, target.name), ref))
         elif not any((kind, ref.name) in declared for kind in ref.kinds):
-            problems.append(_unknown_reference(ref, catalog))
+            problems.append(_unknown_reference(ref, catalog, declared))
     return problems, edges
 
 
-def _unknown_reference(ref: Ref, catalog: Catalog) -> Problem:
+def _unknown_reference(ref: Ref, catalog: Catalog, declared: set[Id]) -> Problem:
     path = ("spec", *ref.path)
     wanted = " or ".join(ref.kinds)
-    names = catalog.names(ref.kinds)
+    names = {name for kind, name in (*catalog.resources, *declared) if kind in ref.kinds}
     hint = listed(names) if names else f"the project has no {wanted} yet"
     others = sorted(kind for kind, name in catalog.resources if name == ref.name)
     if others:

@@ -40,13 +40,18 @@ def _block(one: Diagnostic, lines: Sequence[str], colour: bool) -> str:
     source_line = _visible(lines[one.mark.line - 1]) if one.mark.line <= len(lines) else ""
     hint = _clean(one.hint)
     if not source_line.strip():
-        return f"{block}   = {hint}\n" if hint else block
+        return f"{block}      = {hint}\n" if hint else block
     number = f"{one.mark.line:>5}"
     start = one.mark.column - 1
     shown, start = _window(source_line, start)
     length = max(1, min(one.mark.length, len(shown) - start))
     carets = _paint("^" * length, _COLOURS[one.severity], colour)
-    return f"{block}{number} | {shown}\n      | {' ' * start}{carets}{' ' + hint if hint else ''}\n"
+    below = f"      | {' ' * start}{carets}"
+    if not hint:
+        return f"{block}{number} | {shown}\n{below}\n"
+    if start + length + len(hint) <= _WIDTH:
+        return f"{block}{number} | {shown}\n{below} {hint}\n"
+    return f"{block}{number} | {shown}\n{below}\n      = {hint}\n"
 
 
 def _window(line: str, start: int) -> tuple[str, int]:

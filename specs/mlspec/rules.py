@@ -39,7 +39,7 @@ def cron(text: str, path: Path) -> Iterator[Problem]:
         return
     for word, (name, low, high, names) in zip(words, _CRON, strict=True):
         if not all(_cron_part(part, low, high, names) for part in word.split(",")):
-            yield Problem("invalid-cron", f'"{word}" is not a {name} ({low} to {high})', path, hint)
+            yield Problem("invalid-cron", f'"{word}" does not fit the {name} ({low} to {high})', path, hint)
 
 
 def _cron_part(part: str, low: int, high: int, names: tuple[str, ...]) -> bool:
@@ -113,13 +113,10 @@ def _validator(schema: Mapping[str, Any]) -> Any:
 # Times and numbers
 
 
-def ordered(
-    low: Any, high: Any, low_name: str, high_name: str, path: Path, strictly: bool = False
-) -> Iterator[Problem]:
+def ordered(low: Any, high: Any, low_name: str, high_name: str, path: Path) -> Iterator[Problem]:
     """Two bounds in their order."""
-    if low is not None and high is not None and (low > high or (strictly and low == high)):
-        words = "must be less than" if strictly else "is greater than"
-        message = f"{low_name} {low} {words} {high_name} {high}"
+    if low is not None and high is not None and low > high:
+        message = f"{low_name} {low:g} is greater than {high_name} {high:g}"
         yield Problem("empty-range", message, (*path, low_name), f"exchange {low_name} and {high_name}")
 
 

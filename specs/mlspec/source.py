@@ -323,9 +323,13 @@ class _Builder:
                 else None
             )
             if key is None:
-                key = self.key(key_node)
-                if key is None:
+                if key_node.__class__ is not yaml.ScalarNode:
+                    hint = "a value that starts with { or [ must be quoted"
+                    self.error(
+                        "yaml-key", "a key must be plain text", node if node.flow_style else key_node, hint
+                    )
                     continue
+                key = self.key(key_node)
             if key == "<<" and not key_node.style:
                 merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 continue
@@ -349,11 +353,7 @@ class _Builder:
                 result.setdefault(key, value)
         return result
 
-    def key(self, node: yaml.Node) -> str | None:
-        if not isinstance(node, yaml.ScalarNode):
-            hint = "a value that starts with { or [ must be quoted"
-            self.error("yaml-key", "a key must be plain text", node, hint)
-            return None
+    def key(self, node: yaml.ScalarNode) -> str:
         text: str = node.value
         if node.style or node.tag:
             return text
@@ -535,12 +535,17 @@ _SYNTAX = (
 
 
 def _syntax_error(error: yaml.YAMLError | _TooDeep, text: str, path: str, shift: int) -> Diagnostic:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    context = str(getattr(error, "context", None) or "")
+    mark = getattr(error, "problem_mark", None)
+    opening = getattr(error, "context_mark", None)
+    if mark is None or (
+        opening and re.search("quoted scalar|flow (sequence|mapping|node)|simple key", context)
+    ):
+        mark = opening  # where it begins, not where the parser gave up
     place = Mark(path, mark.line + 1 + shift, mark.column + 1) if mark else Mark(path, shift + 1)
     if isinstance(error, _TooDeep):
         return Diagnostic("error", "too-deep", f"nested deeper than {MAX_DEPTH} levels", place, "flatten it")
     problem = str(getattr(error, "problem", None) or error)
-    context = str(getattr(error, "context", None) or "")
     if mark and "cannot start any token" in problem and text[mark.index : mark.index + 1] == "\t":
         return Diagnostic("error", "yaml-syntax", "a tab cannot indent a line", place, "indent with spaces")
     for pattern, message, hint in _SYNTAX:

@@ -215,12 +215,12 @@ def _check_rules_of(column: Column, path: Path) -> Iterator[Problem]:
         if value is not None and column.type in ("string", "boolean", "date", "timestamp"):
             yield Problem(
                 "unused-field",
-                f"{field} is for numbers, not for a {column.type}",
+                f"{field} is for numbers, not for {column.type}",
                 (*path, field),
                 on_key=True,
             )
     if column.pattern is not None and column.type != "string":
-        message = f"pattern is for strings, not for a {column.type}"
+        message = f"pattern is for strings, not for {column.type}"
         yield Problem("unused-field", message, (*path, "pattern"), on_key=True)
     elif column.pattern is not None:
         try:
