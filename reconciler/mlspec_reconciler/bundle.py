@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mlspec.diagnostics import Diagnostic, Mark, did_you_mean, listed
@@ -68,12 +69,15 @@ def store(bundle: Bundle, storage: Path) -> None:
 def _bundle(folder: Path, use: CodeUse, resource: Resource) -> tuple[Bundle, list[Diagnostic]]:
     location, function = use.entry.rsplit(":", 1)
     problems: list[Diagnostic] = []
+    if outside := [name for name in (location, *use.include) if _leaves(name)]:
+        words = f"{outside[0]} lies outside of {resource.mark.path.rpartition('/')[0] or 'the project'}/"
+        hint = "a function takes along only files below its spec; move the spec up, or the file down"
+        return Bundle("", {}), [_problem("outside-code", words, resource, hint)]
     if location.endswith(".py"):
         start = folder / location
         if not start.is_file():
-            near = [
-                str(path.relative_to(folder)) for path in folder.glob("**/*.py") if ".venv" not in path.parts
-            ][:200]
+            found = (path for path in folder.glob("**/*.py") if not _hidden(path, folder))
+            near = sorted(str(path.relative_to(folder)) for path in islice(found, 200))
             problem = _problem(
                 "missing-code",
                 f"{location} does not exist{did_you_mean(location, near)}",
@@ -89,7 +93,7 @@ def _bundle(folder: Path, use: CodeUse, resource: Resource) -> tuple[Bundle, lis
     paths = {start, *_imported(folder, start, problems, resource)}
     problems.extend(_missing_function(start, function, use.entry, resource))
     for pattern in use.include:
-        matched = [path for path in folder.glob(pattern) if path.is_file()]
+        matched = [path for path in folder.glob(pattern) if path.is_file() and not _hidden(path, folder)]
         if not matched:
             problems.append(_problem("missing-code", f"include {pattern!r} matches no file", resource))
         paths.update(matched)
@@ -107,6 +111,15 @@ def _bundle(folder: Path, use: CodeUse, resource: Resource) -> tuple[Bundle, lis
     for name, content in files.items():
         hasher.update(f"{name}\0{len(content)}\0".encode() + content)
     return Bundle(hasher.hexdigest(), files), problems
+
+
+def _leaves(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """Version control, environments and caches are never code, however wide a pattern is."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
 
 
 def _module(folder: Path, name: str) -> Path | None:
@@ -163,12 +176,14 @@ def _missing_function(path: Path, function: str, entry: str, resource: Resource)
     except SyntaxError:
         return []
     names: set[str] = set()
-    for node in tree.body:
+    for node in _top_level(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 names.add(name)
             case ast.Assign(targets=targets):
                 names.update(target.id for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 names.update(alias.asname or alias.name for alias in aliases)
     if function in names or "*" in names:
@@ -182,6 +197,14 @@ def _missing_function(path: Path, function: str, entry: str, resource: Resource)
             hint,
         )
     ]
+
+
+def _top_level(tree: ast.Module) -> Iterable[ast.stmt]:
+    """The statements that bind names of the module, also below `if`, `try` and `with`."""
+    for node in tree.body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            yield from (child for child in ast.walk(node) if isinstance(child, ast.stmt))
 
 
 def _problem(code: str, message: str, resource: Resource, hint: str = "") -> Diagnostic:

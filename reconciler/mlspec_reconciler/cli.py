@@ -87,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"error[files]: {error.strerror or error}{where}", err=True)
+        return 1
     except Exception as error:  # the edge of the process
         return _crash(error)
     return result if isinstance(result, int) else 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlspec_reconciler import apply, workspace
 from mlspec_reconciler.cluster import Unavailable
+from mlspec_reconciler.plan import Action
 from mlspec_reconciler.reconcile import Round, Wanted, exclusive, look
 
 PAUSE = 0.2
@@ -32,14 +33,14 @@ def main() -> int:
 def run(place: workspace.Workspace) -> int:
     """One round after each change of the cluster, and one every few seconds."""
     cluster = place.cluster()
-    revision: str | None = None
+    known: object = None
     wanted: Wanted | None = None
     while True:
         document = workspace.applied(place)
         if document is None:
             return 0
-        if document["revision"] != revision:
-            revision, wanted = document["revision"], workspace.open_applied(place)
+        if document != known:  # the revision, or only the content of the files that it names
+            known, wanted = document, workspace.open_applied(place)
         if wanted is not None:
             try:
                 _round(wanted, place)
@@ -55,7 +56,7 @@ def _round(wanted: Wanted, place: workspace.Workspace) -> None:
         if (document := workspace.applied(place)) is None:
             return
         seen: Round = look(wanted, cluster, retry=False)
-        if not any(change.writes for change in seen.plan.changes):
+        if not any(change.writes for change in seen.plan.changes) and not seen.plan.of(Action.DELETE):
             return
         if document != workspace.applied(place):
             return

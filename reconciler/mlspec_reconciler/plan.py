@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from enum import StrEnum
 from typing import Any
 
 from mlspec.compile import Compiled
 from mlspec.kind_table import KINDS
-from mlspec.manifest import Key, Manifest
+from mlspec.manifest import Key, Manifest, digest
 from mlspec.project import Project
 from mlspec.resource import Path, Resource
 from mlspec.workload import RunFact
@@ -21,6 +22,10 @@ from mlspec_reconciler.inventory import Entry, Inventory
 
 DIGEST = "mlspec.dev/digest"
 ORIGIN = "mlspec.dev/origin"
+
+
+ANSWERS = ("FeatureView", "Model")
+"""Kinds that hold no objects of their own while they wait: a plan shows who reads them instead."""
 
 
 class Action(StrEnum):
@@ -45,6 +50,7 @@ class Reason(StrEnum):
     INPUT = "run-input-changed"
     RETRY = "failed-before"
     UPSTREAM = "upstream-runs"
+    RUNNING = "runs-already"
     REMOVED = "removed-from-specs"
     TARGET = "target-cannot"
 
@@ -105,8 +111,8 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do now."""
-        return not any(change.writes for change in self.changes) and not any(
-            change.action in (Action.CREATE, Action.UPDATE) for change in self.changes
+        return not any(change.writes for change in self.changes) and not self.of(
+            Action.CREATE, Action.UPDATE, Action.DELETE
         )
 
     def of(self, *actions: Action) -> list[Change]:
@@ -143,7 +149,7 @@ def make(
     for resource in project.order:
         _resource(resource, desired.get(resource.id, []), objects, runs, inventory, compiled, retry, work)
     declared = {resource.id for resource in project.order}
-    for name, entry in inventory.entries.items():
+    for name, entry in reversed([*inventory.entries.items()]):  # users before what they use
         if name not in declared:
             writes = tuple(_deletes(entry.objects, objects))
             work.changes.append(
@@ -182,19 +188,23 @@ def _resource(
     elif fields:
         work.changes.append(Change(Action.UPDATE, resource.id, Reason.SPEC, "", fields, tuple(writes)))
     elif writes:
-        missing = all(write.verb is Verb.CREATE for write in writes) and not entry.objects
-        reason = Reason.MISSING if missing else Reason.OUTPUT
-        work.changes.append(Change(Action.UPDATE, resource.id, reason, lowered.note, (), tuple(writes)))
+        gone = [write.key for write in writes if write.verb is Verb.CREATE and write.key in entry.objects]
+        reason = Reason.MISSING if gone else Reason.OUTPUT
+        words = f"{', '.join(map(str, gone))} is gone" if gone else lowered.note
+        work.changes.append(Change(Action.UPDATE, resource.id, reason, words, (), tuple(writes)))
     for manifest in manifests:
         if manifest.create_only:
             _run(resource, manifest, objects, runs, entry, retry, work)
-    _follow(resource, lowered.waits, bool(manifests), before, work)
+    follows = bool(manifests) or (bool(lowered.waits) and resource.kind not in ANSWERS)
+    _follow(resource, follows, before, work)
 
 
 def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
     live = objects.get(manifest.key)
     if live is None:
         return Write(Verb.CREATE, manifest.key, manifest)
+    if live.deleting:  # nothing can be written before it is gone; the loop looks again then
+        return None
     if live.annotations.get(DIGEST) != manifest.digest:
         return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version)
     return None
@@ -218,6 +228,9 @@ def _run(
     title = spec.get("title", f"run {resource.name}")
     if live is not None and not (fact and fact.phase == "failed"):
         work.moving[resource.id] = title
+        work.changes.append(
+            Change(Action.FOLLOW, resource.id, Reason.RUNNING, f"{name} is under way already", run=name)
+        )
         return
     if fact and fact.phase == "failed":
         if not retry:
@@ -252,7 +265,7 @@ def _seconds(fact: RunFact | None) -> float | None:
     return sum(float(one.get("finished", 0)) - float(one.get("started", 0)) for one in fact.results.values())
 
 
-def _follow(resource: Resource, waits: Sequence[str], has_objects: bool, before: int, work: _Work) -> None:
+def _follow(resource: Resource, follows: bool, before: int, work: _Work) -> None:
     """Resources that nothing changes, but that get new inputs when a run before them ends."""
     movers = [
         f"{kind}/{reference.name}"
@@ -263,7 +276,7 @@ def _follow(resource: Resource, waits: Sequence[str], has_objects: bool, before:
     mine = work.changes[before:]
     if movers and resource.id not in work.moving:
         work.moving[resource.id] = work.moving[movers[0]]
-        if not mine and (has_objects or waits):
+        if not mine and follows:
             sentence = f"when {work.moving[movers[0]]} has ended"
             work.changes.append(Change(Action.FOLLOW, resource.id, Reason.UPSTREAM, sentence))
             return
@@ -279,17 +292,24 @@ def _is_run(key: Key, objects: Mapping[Key, Object]) -> bool:
 def _deletes(keys: Iterable[Key], objects: Mapping[Key, Object]) -> Iterable[Write]:
     for key in keys:
         live = objects.get(key)
-        if live is not None:
+        if live is not None and not live.deleting:
             yield Write(Verb.DELETE, key, None, live.uid, live.version)
 
 
 def diff(old: Any, new: Any, path: Path = ()) -> Iterable[FieldChange]:
-    """Fields that differ between two JSON values, deepest first mention; lists are compared as wholes unless equally long."""
+    """Fields that differ between two JSON values, in the order of the new one. Of lists of different lengths the added
+    and removed elements are told, each at its place."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in [*new, *(name for name in old if name not in new)]:
             yield from diff(old.get(name), new.get(name), (*path, name))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from diff(one, other, (*path, index))
+    elif isinstance(old, list) and isinstance(new, list):
+        before, after = [digest(one) for one in old], [digest(one) for one in new]
+        for word, low, high, start, end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+            if word != "equal":
+                yield from (FieldChange((*path, index), old[index], None) for index in range(low, high))
+                yield from (FieldChange((*path, index), None, new[index]) for index in range(start, end))
     elif old != new or type(old) is not type(new):
         yield FieldChange(path, old, new)

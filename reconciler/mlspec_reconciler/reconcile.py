@@ -22,6 +22,9 @@ from mlspec_reconciler import apply, inventory, observe, plan
 from mlspec_reconciler.bundle import Bundle
 from mlspec_reconciler.cluster import Cluster, Object
 
+PATIENCE = 5
+"""Rounds in a row in which every write failed, after which `reconcile` gives up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -71,27 +74,32 @@ def reconcile(
     retry: bool = True,
     deadline: float = float("inf"),
 ) -> Round:
-    """Make the cluster hold what is wanted; returns when nothing moves any more, or at the deadline (monotonic clock)."""
+    """Make the cluster hold what is wanted; returns when nothing moves any more, when `PATIENCE` rounds in a row could
+    write nothing, or at the deadline (monotonic clock)."""
+    stuck = 0
     while True:
         with exclusive(lock):
             seen = look(wanted, cluster, retry=retry)
             outcomes = apply.perform(seen.plan, wanted.project, cluster)
         report(seen, outcomes)
         retry = False
+        wrote = any(not outcome.error for outcome in outcomes)
+        stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):
             return seen
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or stuck >= PATIENCE:
             return seen
-        if not outcomes:
+        if not wrote:
             next(iter(cluster.watch(timeout=1.0)), None)
 
 
 def moving(seen: Round, target: Target) -> list[Object]:
-    """Objects that are still on their way: waiting or progressing runs, starting services."""
+    """Objects that are still on their way: waiting or progressing runs, starting services, deletions."""
     return [
         one
         for one in seen.objects
-        if one.key.kind != "Schedule" and health(one, target).state in (State.PROGRESSING, State.WAITING)
+        if one.deleting
+        or (one.key.kind != "Schedule" and health(one, target).state in (State.PROGRESSING, State.WAITING))
     ]
 
 

@@ -51,7 +51,7 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     project, wanted = terminal.opened(path, target)
     cluster = project.workspace.cluster()
     seen = look(wanted, cluster)
-    if saved is not None and (reasons := planfile.moved(saved, seen)):
+    if saved is not None and (reasons := planfile.moved(saved, project, seen)):
         listed = "\n".join(f"  {reason}" for reason in reasons)
         click.echo(
             f"error[stale-plan]: the plan does not hold any more; nothing was changed\n{listed}", err=True
@@ -73,14 +73,12 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     started = time.monotonic()
     with Progress(wanted.target, click.echo, live) as progress:
         end = reconcile(wanted, cluster, project.workspace.lock, progress.report, deadline=started + timeout)
-    failed = [
-        line
-        for line in status.lines(wanted.project.order, end, wanted.target)
-        if line.word in ("failed", "degraded")
-    ]
-    for line in failed:
-        click.echo(f"  x {line.resource}: {line.sentence}\n    {line.next}", err=True)
-    if progress.failures or failed:
+    told = "\n".join(progress.failures)
+    for line in status.lines(wanted.project.order, end, wanted.target):
+        if line.word in ("failed", "degraded") and line.sentence not in told:
+            progress.failures.append(line.sentence)
+            click.echo(f"  x {line.resource}: {line.sentence}\n    {line.next}")
+    if progress.failures:
         click.echo(
             "Not everything is as the specs say. What does not depend on the failures is done.", err=True
         )
