@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "Show what apply would do, and why.",
     "apply": "Make the target equal to the specs.",
     "status": "Say how everything is, and what to look at.",
+    "url": "Print the address of a serving graph.",
     "logs": "Print the logs of a resource.",
     "runs": "List the runs of a resource.",
     "reproduce": "Run a finished training again and compare.",

@@ -30,6 +30,12 @@ def project_options(command: Command) -> Command:
     )
 
 
+def folder_option(command: Command) -> Command:
+    """`--path`, for commands whose argument is something else."""
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.option("--path", default=".", type=kind, help="Folder of the project.")(command)
+
+
 def colored() -> bool:
     """Whether standard output wants colours (https://no-color.org)."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -21,7 +21,9 @@ def command(folder: Path, template: str) -> int:
     \b
     mlspec init tumours && cd tumours && mlspec apply
     """
-    files = sorted(path for path in (TEMPLATES / template).iterdir() if path.suffix in (".yaml", ".py"))
+    files = sorted(
+        path for path in (TEMPLATES / template).iterdir() if path.suffix in (".yaml", ".py", ".json")
+    )
     if taken := [path.name for path in files if (folder / path.name).exists()]:
         click.echo(
             f"error[exists]: {folder} has {', '.join(taken)} already; choose an empty folder", err=True

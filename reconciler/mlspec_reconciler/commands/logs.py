@@ -8,17 +8,12 @@ from pathlib import Path
 
 import click
 
-from mlspec_reconciler import inventory, workspace
+from mlspec_reconciler import inventory, terminal, workspace
 
 
 @click.command()
 @click.argument("what")
-@click.option(
-    "--path",
-    default=".",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the project.",
-)
+@terminal.folder_option
 @click.option("--lines", "-n", default=200, show_default=True, help="Last lines of each file.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
 def command(what: str, path: Path, lines: int, follow: bool) -> int:

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import click
 
-from mlspec_reconciler import workspace
+from mlspec_reconciler import terminal, workspace
 
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--path",
-    default=".",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the project.",
-)
+@terminal.folder_option
 def command(run: str, path: Path) -> int:
     """Run a finished training again with the same code, data and parameters, and compare model and metrics.
 
@@ -34,7 +29,7 @@ def command(run: str, path: Path) -> int:
             err=True,
         )
         return 1
-    arguments = ["--run", run, "--root", str(place.storage)]
+    arguments = [run, "--root", str(place.storage)]
     return subprocess.run(
         [sys.executable, "-m", "mlspec_runtime.reproduce", *arguments], check=False
     ).returncode

@@ -10,18 +10,13 @@ from typing import Any
 import click
 
 from mlspec.workload import RunFact
-from mlspec_reconciler import inventory, workspace
+from mlspec_reconciler import inventory, terminal, workspace
 from mlspec_reconciler.show.plan import duration
 
 
 @click.command()
 @click.argument("resource", required=False)
-@click.option(
-    "--path",
-    default=".",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the project.",
-)
+@terminal.folder_option
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(resource: str | None, path: Path, output: str) -> int:
     """List the runs that were made here, newest last; also those whose objects are gone.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mlspec_reconciler import terminal, workspace
-from mlspec_reconciler.reconcile import look
+from mlspec_reconciler.reconcile import Round, look
 from mlspec_reconciler.show import status as show
 
 
@@ -49,9 +50,7 @@ def command(path: Path, resource: str | None, output: str) -> int:
             )
         return 0
     if output == "json":
-        click.echo(
-            json.dumps({"version": 1, "resources": [dataclasses.asdict(row) for row in rows]}, indent=2)
-        )
+        click.echo(json.dumps(_document(rows, seen), indent=2, default=str))
     else:
         needy = show.attention(rows)
         at = f", at {document['commit']}" if document.get("commit") else ""
@@ -61,3 +60,11 @@ def command(path: Path, resource: str | None, output: str) -> int:
             headline += "\n  the supervisor is not running: nothing moves; start it with: mlspec apply"
         click.echo(show.text(rows, headline, terminal.colored()))
     return 1 if show.attention(rows) else 0
+
+
+def _document(rows: list[show.Line], seen: Round) -> dict[str, Any]:
+    objects = [
+        {"kind": one.key.kind, "name": one.key.name, "spec": one.body["spec"], "status": one.status}
+        for one in seen.objects
+    ]
+    return {"version": 1, "resources": [dataclasses.asdict(row) for row in rows], "objects": objects}

@@ -1,0 +1,227 @@
+"""The story of `make demo`: a model of winter flights meets the summer, and the repository's specs take care of it.
+
+Everything here is the product as its users run it: the command `mlspec`, HTTP requests, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MLSPEC = [sys.executable, "-m", "mlspec_reconciler.cli"]
+JOB = "late-arrival"
+START = "2013-04-01"
+WEEKS = 13
+
+
+class Demo:
+    """The project in a folder of its own, so that nothing of the repository is touched."""
+
+    def __init__(self, folder: Path, share: float) -> None:
+        self.folder = folder
+        self.share = share
+        self.started = time.monotonic()
+        self.messages: list[dict[str, Any]] = []
+        self.environment = dict(os.environ)
+
+    def say(self, words: str = "") -> None:
+        """One line of the story, with the time since the start."""
+        print(f"\n[{time.monotonic() - self.started:3.0f} s] {words}" if words else "", flush=True)
+
+    def mlspec(self, *arguments: str, show: bool = True) -> str:
+        """Run the command as a user would; its failure ends the demo."""
+        if show:
+            print(f"$ mlspec {' '.join(arguments)}", flush=True)
+        with subprocess.Popen(
+            [*MLSPEC, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if show else subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if show:
+                    print(f"  {line}", end="", flush=True)
+        if process.returncode != 0 and arguments[0] != "status":
+            raise SystemExit(f"mlspec {arguments[0]} failed")
+        return "".join(lines)
+
+    def live(self, name: str) -> dict[str, Any]:
+        """What the target says about one object."""
+        document = json.loads(self.mlspec("status", "--output", "json", show=False))
+        return next((one["status"] for one in document["objects"] if one["name"] == name), {})
+
+    def evaluation(self) -> dict[str, Any]:
+        """The newest evaluation of the monitoring policy."""
+        return self.live(f"{JOB}-monitor").get("lastResult") or {}
+
+
+def main() -> int:
+    """Tell the story; exits with 1 when a part of it did not come true."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the project is made anew")
+    parser.add_argument("--share", type=float, default=0.25, help="share of the flights that ask")
+    parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute() / "flights"
+    if (folder / ".mlspec").exists():
+        subprocess.run(
+            [*MLSPEC, "destroy", "--yes", "--purge"], cwd=folder, check=False, stdout=subprocess.DEVNULL
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        HERE, folder, ignore=shutil.ignore_patterns(".mlspec", "__pycache__", "demo.py", "replay.py")
+    )
+    demo = Demo(folder, arguments.share)
+    with on_call(demo):
+        try:
+            return tell(demo)
+        finally:
+            if not arguments.keep:
+                demo.mlspec("destroy", "--yes", show=False)
+            outlook(demo, arguments.keep)
+
+
+def tell(demo: Demo) -> int:
+    """The story itself."""
+    demo.say("Five files describe data, features, training, serving and monitoring. What would happen?")
+    demo.mlspec("plan")
+    demo.say(
+        "Make it so: read 336,776 real flights of 2013, build features, train on January to March, serve."
+    )
+    demo.mlspec("apply", "--yes")
+    demo.say("The same again changes nothing:")
+    demo.mlspec("apply", "--yes")
+    demo.say(
+        f"Now passengers ask, two hours before departure, from April on ({demo.share:.0%} of all flights)."
+    )
+    return replay(demo)
+
+
+def replay(demo: Demo) -> int:
+    """Week after week through HTTP; ground truth arrives when the flights have landed."""
+    import load
+    import pandas as pd
+    from replay import Passengers
+
+    url = demo.live(JOB)["url"]
+    passengers = Passengers(url, JOB, load.flights(), demo.share)
+    tally = passengers.tally
+    before: list[float] = []
+    after: list[float] = []
+    waiting = False
+    week = pd.Timestamp(START)
+    for _ in range(WEEKS):
+        since, until = str(week.date()), str((week + pd.Timedelta(days=7)).date())
+        models = len(tally.runs)
+        for _moment in passengers.ask(since, until):
+            if waiting and len(tally.runs) == models:
+                time.sleep(
+                    0.02
+                )  # the world goes on slowly while a model is trained, so that the switch is seen under load
+        score = tally.auc(since, until)
+        (after if len(tally.runs) > 1 else before).append(score)
+        evaluation = wait_for(demo, until)
+        alerts = [
+            alert["sentence"] for alert in evaluation.get("alerts", {}).values() if alert["state"] == "firing"
+        ]
+        print(
+            f"  week of {since}: auc {score:.3f}, {tally.requests:,} requests, {tally.failed} failed  {'; '.join(alerts)}",
+            flush=True,
+        )
+        if evaluation.get("triggers") and not waiting:
+            waiting = True
+            demo.say(f"The policy asks for a retraining: {evaluation['triggers'][0]['reason']}")
+        week += pd.Timedelta(days=7)
+    return finish(demo, tally, before, after)
+
+
+def wait_for(demo: Demo, until: str) -> dict[str, Any]:
+    """Give the policy the time that a week would give it: until it has judged everything that was asked so far."""
+    deadline = time.monotonic() + 30
+    evaluation: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        evaluation = demo.evaluation()
+        if str(evaluation.get("watermark", "")) >= until[:8]:
+            break
+        time.sleep(0.3)
+    return evaluation
+
+
+def finish(demo: Demo, tally: Any, before: list[float], after: list[float]) -> int:
+    """Say what came of it."""
+    demo.say("How is everything?")
+    demo.mlspec("status")
+    demo.mlspec("runs", f"TrainingJob/{JOB}")
+    print()
+    print(
+        f"  {tally.requests:,} requests, {tally.failed} failed; models that answered: {', '.join(tally.runs)}"
+    )
+    if after:
+        print(
+            f"  mean weekly auc before the switch {sum(before) / len(before):.3f}, after it {sum(after) / len(after):.3f}"
+        )
+    for message in demo.messages:
+        print(
+            f"  on call was told: {message.get('alert')} {message.get('state')}: {message.get('sentence', '')}"
+        )
+    complete = not tally.failed and bool(after) and bool(demo.messages)
+    if not complete:
+        print("  The story is not complete: see the lines above.")
+    return 0 if complete else 1
+
+
+def outlook(demo: Demo, kept: bool) -> None:
+    """How to look further."""
+    where = os.path.relpath(demo.folder)
+    demo.say("Look further:")
+    print(f"  cd {where}")
+    if not kept:
+        print("  mlspec apply          # starts everything again; nothing trains twice")
+    print("  mlspec status         # one sentence for each resource")
+    print(f"  mlspec logs TrainingJob/{JOB}")
+    print("  mlflow ui --backend-store-uri sqlite:///.mlspec/mlflow.db")
+    print("  mlspec destroy        # stops and removes everything that apply has made")
+
+
+@contextmanager
+def on_call(demo: Demo) -> Iterator[None]:
+    """A webhook on this machine that plays the receiver `oncall`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            demo.messages.append(message)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    demo.environment["MLSPEC_ONCALL_URL"] = f"http://127.0.0.1:{server.server_address[1]}/"
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
