@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from mlspec_runtime.monitor import reference
 
 DAY = 86_400

@@ -276,7 +276,7 @@ def _numeric(numbers: Floats) -> Document:
         "min": float(finite[0]) if len(finite) else None,
         "max": float(finite[-1]) if len(finite) else None,
     }
-    first = np.flatnonzero(np.diff(known, prepend=np.nan) != 0)  # where each distinct value starts
+    first = np.flatnonzero(np.append(True, known[1:] != known[:-1])[: len(known)])  # of each distinct value
     distinct = known[first]
     if len(distinct) <= BINS and np.isfinite(distinct).all():
         counts = np.diff(np.append(first, len(known)))
@@ -292,6 +292,8 @@ def _edges(ordered: Floats) -> Floats:
     """Quantiles, each moved to the middle between two neighbouring values: a value that a request carries as a 32-bit
     float still falls into the bin of the training value that it was."""
     size = len(ordered)
+    if not size:
+        return ordered
     places = np.ceil(np.arange(1, BINS) * size / BINS).astype(np.intp) - 1
     lower = np.unique(ordered[places])
     above = np.searchsorted(ordered, lower, side="right")
