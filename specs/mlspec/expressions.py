@@ -65,8 +65,27 @@ FUNCTIONS = frozenset(
 """Allowed functions that SQLGlot has no node type for."""
 
 VOLATILE = frozenset(
-    "now today random rand uuid gen_random_uuid setseed nextval currval current_date current_time current_timestamp localtime "
-    "localtimestamp transaction_timestamp get_current_timestamp get_current_time version getenv".split()
+    [
+        "now",
+        "today",
+        "random",
+        "rand",
+        "uuid",
+        "gen_random_uuid",
+        "setseed",
+        "nextval",
+        "currval",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+        "transaction_timestamp",
+        "get_current_timestamp",
+        "get_current_time",
+        "version",
+        "getenv",
+    ]
 )
 
 TYPES = frozenset(
@@ -79,8 +98,25 @@ TYPES = frozenset(
 """Types that an expression may cast to."""
 
 PARTS = frozenset(
-    "year month day hour minute second millisecond microsecond week quarter dow dayofweek isodow doy dayofyear epoch "
-    "isoyear".split()
+    [
+        "year",
+        "month",
+        "day",
+        "hour",
+        "minute",
+        "second",
+        "millisecond",
+        "microsecond",
+        "week",
+        "quarter",
+        "dow",
+        "dayofweek",
+        "isodow",
+        "doy",
+        "dayofyear",
+        "epoch",
+        "isoyear",
+    ]
 )
 """Parts that `extract` takes, and units of `date_trunc`, `date_diff` and INTERVAL."""
 
