@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +56,7 @@ def decode(body: bytes, inputs: Mapping[str, v2.Input] | None, max_rows: int, re
         if one.required or any(name in row for row in rows):
             columns[name] = _column(one, rows)
     v2.require(columns, inputs)
-    return v2.Request(identity or uuid.uuid4().hex, columns, len(rows), received)
+    return v2.Request(identity or v2.identity(), columns, len(rows), received)
 
 
 def _column(one: v2.Input, rows: list[dict[str, Any]]) -> v2.Array:

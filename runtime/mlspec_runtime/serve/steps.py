@@ -152,7 +152,9 @@ def expression(text: str) -> Callable[[Request], str | None]:
     """
     try:
         compiled = jmespath.compile(text)
-        compiled.search({"inputs": {}, "parameters": {}, "headers": {}})  # an unknown function is found only so
+        compiled.search(
+            {"inputs": {}, "parameters": {}, "headers": {}}
+        )  # an unknown function is found only so
     except JMESPathTypeError:
         pass  # its functions need values that only a request has
     except JMESPathError as error:

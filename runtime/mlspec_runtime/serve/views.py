@@ -9,86 +9,78 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import sqlglot
-from sqlglot import expressions
-
 from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec_runtime.features.online import ViewReader
 from mlspec_runtime.serve import v2
-from mlspec_runtime.serve.steps import Reader
 from mlspec_runtime.task import Document
 
-COLUMN_DATATYPES = {
+DATATYPES = {
     "string": "BYTES", "boolean": "BOOL", "int32": "INT32", "int64": "INT64", "float": "FP32", "double": "FP64",
     "date": "BYTES", "timestamp": "BYTES",
 }  # fmt: skip
-"""Column type of a Dataset -> datatype of the request. Times travel as ISO 8601 text."""
+"""Column type of the spec language -> datatype of the request. Times travel as ISO 8601 text."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """A FeatureView, ready to be read."""
 
-    reader: Reader
-    features: tuple[str, ...]
+    reader: ViewReader
     inputs: tuple[v2.Input, ...]
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features, in order."""
+        return tuple(self.reader.names)
+
     def close(self) -> None:
-        """Release the reader's files."""
-        close = getattr(self.reader, "close", None)
-        if close is not None:
-            close()
+        """Close the stores."""
+        self.reader.close()
 
 
 def load(entry: Document, root: Path) -> View:
-    """The view of a task document. Raises TaskError."""
+    """The view of a task document: `{"spec", "dataset": <DatasetSpec>, "sets": {name: {"spec", "path"}}}`.
+
+    `types` (column -> type) may be added: the schema of the asking dataset's snapshot. Raises TaskError.
+    """
     view = FeatureViewSpec.model_validate(entry["spec"])
     dataset = DatasetSpec.model_validate(entry["dataset"])
+    types = entry.get("types") or {}
     sets = {
         name: (FeatureSetSpec.model_validate(one["spec"]), root / one["path"])
         for name, one in entry["sets"].items()
     }
-    reader = ViewReader(view, dataset, sets)
-    return View(reader, tuple(_feature_names(view, sets)), tuple(_view_inputs(view, dataset, sets)))
+    reader = ViewReader(view, dataset, sets, types)
+    return View(reader, tuple(_inputs(view, dataset, reader.inputs, types)))
 
 
-def _feature_names(view: FeatureViewSpec, sets: Mapping[str, tuple[FeatureSetSpec, Path]]) -> Iterator[str]:
-    for group in view.features:
-        if group.row is not None:
-            yield from (group.prefix + name for name in group.row)
-        else:
-            names = group.names or list(sets[str(group.set)][0].features)
-            yield from (group.prefix + name for name in names)
-
-
-def _view_inputs(
-    view: FeatureViewSpec, dataset: DatasetSpec, sets: Mapping[str, tuple[FeatureSetSpec, Path]]
+def _inputs(
+    view: FeatureViewSpec, dataset: DatasetSpec, read: Mapping[str, str | None], types: Mapping[str, str]
 ) -> Iterator[v2.Input]:
-    """The columns that the view reads, and as optional ones the others that the dataset declares.
+    """The columns that the view reads, and as optional ones the others that the dataset is known to have.
 
     The optional ones only reach the log: monitoring joins the truth by the dataset's key, which no feature needs.
+    The event time is optional too where it is the moment of the question: without it, the question is asked now.
     """
-    sql: list[str] = []
-    needed: dict[str, None] = {}
-    if view.ask.at is not None:
-        sql.append(view.ask.at)
-    elif dataset.time is not None:
-        needed[dataset.time.event] = None
-    for group in view.features:
-        if group.row is not None:
-            sql.extend(group.row.values())
-        elif group.set is not None:
-            for key in sets[group.set][0].key:
-                sql.append(group.on.get(key, key))
-    for text in sql:
-        for read in sqlglot.parse_one(text, read="duckdb").find_all(expressions.Column):
-            needed[read.name] = None
-    others = [*dataset.key, *dataset.columns, *([dataset.time.event] if dataset.time else [])]
-    for name in [*needed, *dict.fromkeys(name for name in others if name not in needed)]:
-        column = dataset.columns.get(name)
-        kind = None if column is None else COLUMN_DATATYPES[column.type]
-        if column is not None and column.nullable and kind in ("INT32", "INT64", "BOOL"):
-            kind = "FP64"  # the only number that can say null
-        yield v2.Input(name, kind, name in needed)
+    event = dataset.time.event if dataset.time is not None else None
+    now = {event} if view.ask.at is None else set()
+    for name, kind in read.items():
+        yield v2.Input(name, _datatype(name, kind, dataset), name not in now)
+    times = [name for name in (event, dataset.time and dataset.time.known) if name]
+    for name in dict.fromkeys([*dataset.key, *dataset.columns, *times, *types]):
+        if name not in read:
+            declared = dataset.columns.get(name)
+            kind = (
+                declared.type if declared is not None else "timestamp" if name in times else types.get(name)
+            )
+            yield v2.Input(name, _datatype(name, kind, dataset), False)
+
+
+def _datatype(name: str, kind: str | None, dataset: DatasetSpec) -> str | None:
+    found = None if kind is None else DATATYPES.get(kind)
+    column = dataset.columns.get(name)
+    if column is not None and column.nullable and found in ("INT32", "INT64", "BOOL"):
+        return "FP64"  # the only number that can say null
+    return found
