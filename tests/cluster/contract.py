@@ -144,7 +144,12 @@ class Contract:
 
     def test_a_run_is_remembered(self, cluster: Cluster) -> None:
         """Facts about runs outlive their objects, or a finished training would run again after a clean-up."""
-        body = {"apiVersion": API, "kind": "Run", "metadata": {"name": "r-1"}, "spec": {"title": "r", "steps": []}}
+        body = {
+            "apiVersion": API,
+            "kind": "Run",
+            "metadata": {"name": "r-1"},
+            "spec": {"title": "r", "steps": []},
+        }
         made = cluster.create(body, {})
         assert cluster.runs()["r-1"].phase == "pending"
         cluster.delete(made.key, made.uid)

@@ -1,5 +1,7 @@
 """`python drive.py HOME`: the supervisor with the tests' program and short delays."""
 
+import faulthandler
+import signal
 import sys
 from pathlib import Path
 
@@ -8,10 +10,19 @@ from mlspec_reconciler.clusters.local.launch import Pace
 from mlspec_reconciler.clusters.local.supervisor import Supervisor
 
 PACE = Pace(
-    idle=0.05, grace=2.0, drain=2.0, first_backoff=0.1, longest_backoff=0.5, settled=1.0, probe=0.2, probe_soon=0.05, silent=1.5
+    idle=0.05,
+    grace=2.0,
+    drain=2.0,
+    first_backoff=0.1,
+    longest_backoff=0.5,
+    settled=1.0,
+    probe=0.2,
+    probe_soon=0.05,
+    silent=1.5,
 )
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)
     home = Path(sys.argv[1])
     program = (sys.executable, str(Path(__file__).with_name("program.py")))
     with lock.hold(home, 10.0) as mine:

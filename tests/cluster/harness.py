@@ -23,7 +23,9 @@ def body(kind: str, name: str, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
-def step(run: str, name: str, subject: str = "ok", *, after: tuple[str, ...] = (), **document: Any) -> dict[str, Any]:
+def step(
+    run: str, name: str, subject: str = "ok", *, after: tuple[str, ...] = (), **document: Any
+) -> dict[str, Any]:
     """A step; `timeout`, `retries` and `requirements` are taken out of the document."""
     own = {word: document.pop(word) for word in ("timeout", "retries", "requirements") if word in document}
     return {
@@ -123,7 +125,8 @@ def home(path: Path, *, start: bool = True) -> Iterator[Home]:
             made.start()
         yield made
     finally:
-        made.cluster.stop(5.0)
-        if made.supervisor is not None:
+        if made.supervisor is not None and made.supervisor.poll() is None:
+            made.supervisor.terminate()  # it may be so young that it does not hold the lock yet
             made.supervisor.wait(10)
+        made.cluster.stop(5.0)
         made.cluster.close()

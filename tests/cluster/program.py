@@ -31,7 +31,10 @@ def work(subject: str, task: dict, root: Path, folder: Path) -> int:
     """`ok`: sleep, then commit. `wrong`: report a failure. `flaky`: die without a report, `times` times."""
     time.sleep(task.get("sleep", 0.0))
     if subject == "wrong":
-        write_json(folder / "error.json", {"message": "no column x", "hint": "add it", "retry": task.get("retry", False)})
+        write_json(
+            folder / "error.json",
+            {"message": "no column x", "hint": "add it", "retry": task.get("retry", False)},
+        )
         return 1
     if subject == "flaky":
         tries = folder / "tries"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.contract import Contract, key, record
 
+from cluster.contract import Contract, key, record
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.clusters.memory import MemoryCluster
@@ -25,7 +25,12 @@ class TestMemory(Contract):
     def test_a_test_plays_the_supervisor(self, cluster: MemoryCluster) -> None:
         """The reconcile tests end runs by hand; object and history must agree."""
         run = key("r", "Run")
-        body = {"apiVersion": run.api_version, "kind": "Run", "metadata": {"name": "r"}, "spec": {"steps": []}}
+        body = {
+            "apiVersion": run.api_version,
+            "kind": "Run",
+            "metadata": {"name": "r"},
+            "spec": {"steps": []},
+        }
         cluster.create(body, {})
         cluster.succeed("r", {"train": {"auc": 0.7}})
         found = cluster.get(run)
@@ -56,7 +61,9 @@ class TestLocal(Contract):
         )
         changes = cluster.watch(20.0)
         writers = [
-            subprocess.Popen([sys.executable, "-c", script, str(cluster.home), name], stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(cluster.home), name], stdout=subprocess.PIPE, text=True
+            )
             for name in ("a", "b", "c")
         ]
         assert {next(changes), next(changes), next(changes)} <= {key("a"), key("b"), key("c")}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster.harness import body, home, run_of, step
 
+from cluster.harness import body, home, run_of, step
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.local import cluster as module
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
@@ -38,9 +38,13 @@ def test_killed_at_random_moments_each_step_succeeds_once(tmp_path: Path) -> Non
             own.kill()
         own.start()
         ended = {name: own.ended(name, 40.0) for name in names}
-        assert {name: status["message"] for name, status in ended.items()} == dict.fromkeys(names, ""), f"seed {seed}"
+        assert {name: status["message"] for name, status in ended.items()} == dict.fromkeys(names, ""), (
+            f"seed {seed}"
+        )
         commits = own.trace("commit")
-        assert sorted(commits) == sorted({(name, one) for name in names for one in ("load", "left", "right", "last")})
+        assert sorted(commits) == sorted(
+            {(name, one) for name in names for one in ("load", "left", "right", "last")}
+        )
         calm = [pair for pair in own.trace("start") if pair[1] != "right"]
         assert len(calm) == len(set(calm)), f"seed {seed}: a step was started while, or after, it ran"
         own.wait(lambda: not own.alive())
@@ -109,7 +113,10 @@ def test_there_is_one_supervisor(tmp_path: Path) -> None:
     finally:
         cluster.stop()
         cluster.close()
-    assert not psutil.pid_exists(pids.pop())
+    (pid,) = pids
+    assert (
+        not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    )  # init may be slow
 
 
 def test_an_idle_supervisor_costs_nothing(tmp_path: Path) -> None:
@@ -137,7 +144,9 @@ def test_a_supervisor_of_another_version_hands_over(tmp_path: Path, monkeypatch:
     try:
         first = cluster.wake()
         monkeypatch.setattr(module.lock, "version", lambda: "another")
-        with pytest.raises(Unavailable, match="did not start within 3 s"):  # the new one is of this version again
+        with pytest.raises(
+            Unavailable, match="did not start within 3 s"
+        ):  # the new one is of this version again
             cluster.wake(3.0)
         monkeypatch.undo()
         assert cluster.wake() != first

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.harness import Home, home, run_of, step
 
+from cluster.harness import Home, home, run_of, step
 from mlspec.manifest import Key
 from mlspec_reconciler.clusters.local.cluster import API_VERSION
 
@@ -49,7 +49,9 @@ def test_a_finished_step_is_not_started_again(shared: Home) -> None:
 
 def test_a_reported_failure_is_final(shared: Home) -> None:
     """The user's mistake is shown at once, not after two more trainings with the same mistake."""
-    shared.create(run_of("wrong", step("wrong", "load", "wrong", retries=3), step("wrong", "train", after=("load",))))
+    shared.create(
+        run_of("wrong", step("wrong", "load", "wrong", retries=3), step("wrong", "train", after=("load",)))
+    )
     status = shared.ended("wrong")
     assert status["phase"] == "failed"
     assert status["message"] == "load: no column x (add it)"
@@ -129,7 +131,9 @@ def test_a_program_that_cannot_start_is_a_failure_of_the_step(tmp_path: Path) ->
         own.create(run_of("needs", step("needs", "load", requirements=["not a requirement"], retries=0)))
         status = own.ended("needs")
         assert status["phase"] == "failed"
-        assert status["message"].startswith("load: cannot install not a requirement: 'not a requirement' is not")
+        assert status["message"].startswith(
+            "load: cannot install not a requirement: 'not a requirement' is not"
+        )
 
 
 def test_steps_get_the_interpreter_of_their_requirements(shared: Home) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cluster.harness import Home, body, home, step
 
 
@@ -19,9 +20,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         yield made
 
 
-def schedule(name: str, subject: str = "ok", every: float | None = 3600.0, cron: str | None = None, **document: Any) -> dict[str, Any]:
+def schedule(
+    name: str, subject: str = "ok", every: float | None = 3600.0, cron: str | None = None, **document: Any
+) -> dict[str, Any]:
     """A Schedule whose step works each time."""
-    return body("Schedule", name, every=every, cron=cron, step=step(name, "evaluate", subject, again=True, **document))
+    return body(
+        "Schedule", name, every=every, cron=cron, step=step(name, "evaluate", subject, again=True, **document)
+    )
 
 
 def settled(home: Home, name: str, starts: int) -> Mapping[str, Any]:
@@ -55,7 +60,11 @@ def test_it_runs_again_and_again_but_never_twice_at_once(shared: Home) -> None:
     shared.wait(lambda: time.monotonic() > settled_after)
     shared.cluster.delete(made.key, made.uid)
     shared.wait(lambda: shared.cluster.get(made.key) is None)
-    words = [line.split()[0] for line in (shared.cluster.root / "trace.log").read_text().splitlines() if " often " in line]
+    words = [
+        line.split()[0]
+        for line in (shared.cluster.root / "trace.log").read_text().splitlines()
+        if " often " in line
+    ]
     assert len(words) >= 4
     assert all(one == ("start", "commit")[index % 2] for index, one in enumerate(words))
 
@@ -66,7 +75,7 @@ def test_a_failure_is_told_and_the_last_result_kept(shared: Home) -> None:
     settled(shared, "fails", 1)
     shared.cluster.apply(schedule("fails", "wrong"), {})
     status = settled(shared, "fails", 2)
-    assert (status["phase"], status["message"], status["failures"]) == ("failing", "no column x (add it)", 1)
+    assert (status["phase"], status["message"], status["failures"]) == ("failed", "no column x (add it)", 1)
     assert status["lastResult"]["value"] == 1
     shared.cluster.apply(schedule("fails", value=3), {})
     status = settled(shared, "fails", 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cluster.harness import Home, body, home, step
 
 
@@ -146,7 +147,9 @@ def test_a_hanging_service_is_restarted(shared: Home) -> None:
     shared.create(service("hangs"))
     before = shared.ready("hangs")
     os.kill(before["pid"], signal.SIGSTOP)
-    after = shared.wait(lambda: (now := shared.status("Service", "hangs"))["pid"] not in (None, before["pid"]) and now)
+    after = shared.wait(
+        lambda: (now := shared.status("Service", "hangs"))["pid"] not in (None, before["pid"]) and now
+    )
     assert after["restarts"] == 1
     shared.ready("hangs")
     shared.wait(lambda: before["pid"] not in shared.alive())
@@ -180,7 +183,9 @@ def test_a_service_outlives_its_supervisor(tmp_path: Path) -> None:
         assert own.alive() == [before["pid"]]
         assert own.ready("stays")["pid"] == before["pid"]
         os.kill(before["pid"], signal.SIGKILL)
-        after = own.wait(lambda: (now := own.status("Service", "stays"))["pid"] not in (None, before["pid"]) and now)
+        after = own.wait(
+            lambda: (now := own.status("Service", "stays"))["pid"] not in (None, before["pid"]) and now
+        )
         assert after["url"] == before["url"]
 
 
@@ -192,6 +197,8 @@ def test_a_service_that_died_with_its_supervisor_comes_back(tmp_path: Path) -> N
         own.kill()
         os.kill(before["pid"], signal.SIGKILL)
         own.start()
-        after = own.wait(lambda: (now := own.status("Service", "reboot"))["pid"] not in (None, before["pid"]) and now)
+        after = own.wait(
+            lambda: (now := own.status("Service", "reboot"))["pid"] not in (None, before["pid"]) and now
+        )
         assert after["url"] == before["url"]
         own.ready("reboot")

@@ -132,11 +132,13 @@ class LocalCluster:
         until = time.monotonic() + patience
         while time.monotonic() < until:
             holder = lock.holder(self.home)
+            started = self._supervisor if self._supervisor and self._supervisor.poll() is None else None
             if holder is not None and holder.version == lock.version():
-                return holder.pid
-            if holder is not None:
+                if started is None or started.pid == holder.pid:
+                    return holder.pid  # otherwise wait until ours has seen that it came too late
+            elif holder is not None:
                 _signal(holder.pid, signal.SIGHUP)  # it leaves; its children stay for the next one
-            elif self._supervisor is None or self._supervisor.poll() is not None:
+            elif started is None:
                 if self._supervisor is not None and self._supervisor.returncode > 0:
                     self._supervisor = None
                     raise Unavailable(
@@ -167,25 +169,26 @@ class LocalCluster:
 
         Objects stay; `wake` continues them.
         """
-        holder = lock.holder(self.home)
-        if holder is not None:
-            _signal(holder.pid, signal.SIGTERM)
-        with lock.hold(self.home, grace) as mine:
-            if mine:
-                self._end_children(grace)
-        if not mine:
+        told: dict[int, float] = {}
+        while not self._stopped(grace):
             holder = lock.holder(self.home)
-            if holder is not None:
+            if holder is not None and holder.pid not in told:
+                told[holder.pid] = time.monotonic() + grace
+                _signal(holder.pid, signal.SIGTERM)
+            elif holder is not None and time.monotonic() > told[holder.pid]:
                 _signal(holder.pid, signal.SIGKILL)
-            with lock.hold(self.home, grace):
-                self._end_children(grace)
+        processes.wait(told, grace)
         if self._supervisor is not None:
             self._supervisor.wait()
             self._supervisor = None
 
-    def _end_children(self, grace: float) -> None:
-        processes.end_marked(self.store.id, grace)
-        self.store.clear()
+    def _stopped(self, grace: float) -> bool:
+        """Whether no supervisor runs; then the processes that one left behind are ended."""
+        with lock.hold(self.home, 0.05) as mine:
+            if mine:
+                processes.end_marked(self.store.id, grace)
+                self.store.clear()
+        return mine
 
 
 def _key(body: JSON) -> Key:

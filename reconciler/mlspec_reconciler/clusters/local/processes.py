@@ -118,6 +118,11 @@ def end_marked(cluster: str, grace: float) -> None:
         end_all([one for group in found.values() for one in group], grace)
 
 
+def wait(pids: Iterable[int], seconds: float) -> None:
+    """Wait until processes that were told to end are gone."""
+    _wait([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], seconds)
+
+
 def _wait(processes: list[psutil.Process], grace: float) -> list[psutil.Process]:
     until = time.monotonic() + grace
     rest = [process for process in processes if _runs(process)]

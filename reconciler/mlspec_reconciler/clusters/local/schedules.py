@@ -15,7 +15,7 @@ from mlspec_reconciler.clusters.local.launch import FAR, Launcher, Owner
 from mlspec_reconciler.clusters.local.steps import StepSpec, StepState, StepWorker
 
 JSON = Mapping[str, Any]
-Phase = Literal["active", "running", "failing"]
+Phase = Literal["active", "running", "failed"]
 
 
 class ScheduleWorker:
@@ -34,7 +34,7 @@ class ScheduleWorker:
         self._last_result: JSON | None = status.get("lastResult")
         self._starts = int(status.get("starts", 0))
         self._failures = int(status.get("failures", 0))
-        self._message = str(status.get("message", "")) if status.get("phase") == "failing" else ""
+        self._message = str(status.get("message", "")) if status.get("phase") == "failed" else ""
         self._document = str(status.get("document", ""))
         """Digest of the step that was started last."""
         self._begun: float | None = status.get("begun")
@@ -116,7 +116,7 @@ class ScheduleWorker:
             return now + FAR
 
     def _store(self, worker: StepWorker | None, tokens: list[str], now: float) -> None:
-        phase: Phase = "running" if self._worker is not None else "failing" if self._message else "active"
+        phase: Phase = "running" if self._worker is not None else "failed" if self._message else "active"
         message = self._message
         if self._worker is not None and self._worker.state.message:
             message = self._worker.state.message
