@@ -1,7 +1,5 @@
 """The two MLflow flavours that models are saved in. Importing this module imports MLflow."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import tempfile
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import pandas as pd
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -37,22 +36,17 @@ def sklearn(estimator: Any, manifest: model.Manifest, folder: Path, requirements
     )
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # MLflow asks each PythonModel for type hints, which would turn on its own validation
+class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Any object with `predict`, for MLflow; serving reads the artifact without this class."""
 
-    class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """Any object with `predict`, for MLflow; serving reads the artifact without this class."""
+    def load_context(self, context: Any) -> None:
+        """Unpickle the object."""
+        with open(context.artifacts["model"], "rb") as file:  # noqa: PTH123 (pickled by value: few globals)
+            self.model = pickle.load(file)
 
-        def load_context(self, context: Any) -> None:
-            """Unpickle the object."""
-            with open(context.artifacts["model"], "rb") as file:  # noqa: PTH123 (pickled by value: no global but these)
-                self.model = pickle.load(file)
-
-        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
-            """The object's own prediction."""
-            return self.model.predict(model_input)
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        """The object's own prediction."""
+        return self.model.predict(model_input)
 
 
 def pyfunc(estimator: Any, manifest: model.Manifest, folder: Path, requirements: list[str]) -> None:
@@ -60,13 +54,14 @@ def pyfunc(estimator: Any, manifest: model.Manifest, folder: Path, requirements:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / Path(manifest.file).name
         file.write_bytes(cloudpickle.dumps(estimator))
-        mlflow.pyfunc.save_model(
-            str(folder),
-            python_model=Pickled(),
-            artifacts={"model": str(file)},
-            signature=_signature(manifest),
-            pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
-        )
+        with warnings.catch_warnings(record=True):  # MLflow asks for an example; the signature says it all
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=Pickled(),
+                artifacts={"model": str(file)},
+                signature=_signature(manifest),
+                pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
+            )
 
 
 def _signature(manifest: model.Manifest) -> Any:

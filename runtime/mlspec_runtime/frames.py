@@ -16,18 +16,19 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import sqlglot
-from sqlglot import exp
 
 from mlspec.kinds.dataset import DatasetSpec
+from mlspec.kinds.feature_set import FeatureSetSpec
+from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec.kinds.training_job import DataUse
-from mlspec.resource import moment
+from mlspec.resource import moment, seconds
 from mlspec_runtime import duck
 from mlspec_runtime.dataset.columns import name_of
 from mlspec_runtime.duck import quote
+from mlspec_runtime.features import definition, join
 from mlspec_runtime.task import Document, TaskError, write_json
 
-LABEL = "label"
+LABEL = join.LABEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _label(values: pa.ChunkedArray) -> Document:
 def build(name: str, entry: Document, root: Path) -> Frame:
     """One frame, from its view or its dataset."""
     use = DataUse.model_validate(entry["use"])
-    frame = from_dataset(name, use, entry, root)
+    frame = from_view(name, use, entry, root) if entry.get("view") else from_dataset(name, use, entry, root)
     features = [
         column for column in frame.table.column_names if column != LABEL and not column.startswith("__")
     ]
@@ -100,29 +101,51 @@ def build(name: str, entry: Document, root: Path) -> Frame:
     return frame
 
 
+def from_view(name: str, use: DataUse, entry: Document, root: Path) -> Frame:
+    """Answers of a FeatureView for the rows of its asking dataset, each as of its own moment."""
+    spec = DatasetSpec.model_validate(entry["dataset"]["spec"])
+    data = root / entry["dataset"]["path"] / "data.parquet"
+    sets = entry["view"]["sets"]
+    table = join.join(
+        data,
+        spec,
+        FeatureViewSpec.model_validate(entry["view"]["spec"]),
+        {key: (FeatureSetSpec.model_validate(one["spec"]), root / one["path"]) for key, one in sets.items()},
+        start=moment(use.from_) if use.from_ else None,
+        end=moment(use.to) if use.to else None,
+        where=use.where,
+        as_of=moment(entry["as_of"]) if entry.get("as_of") else None,
+        share=(use.share[0], use.share[1]) if use.share else None,
+    )
+    if table.num_rows == 0:
+        raise _empty(name, use, spec, pq.read_table(data, columns=[spec.time.event] if spec.time else None))
+    return labelled(name, table, [])
+
+
 def from_dataset(name: str, use: DataUse, entry: Document, root: Path) -> Frame:
     """Rows of a dataset's snapshot within `from`, `to`, `where` and `share`, in their order."""
     spec = DatasetSpec.model_validate(entry["dataset"]["spec"])
     table = pq.read_table(root / entry["dataset"]["path"] / "data.parquet")
-    reads = columns_of(use.label, table.column_names) if use.label else set()
-    dropped = [column for column in table.column_names if column in reads or (use.label and column == LABEL)]
-    kept = [quote(column) for column in table.column_names if column not in dropped]
-    label = [f"({use.label}) AS {LABEL}"] if use.label else []
-    conditions = conditions_of(name, use, spec, table.column_names)
-    query = f"SELECT {', '.join(kept + label)} FROM t" + (
+    label = definition.expression(use.label, f"data {name}: label") if use.label else None
+    reads = {column.lower() for column in label.columns} | {LABEL} if label else set()
+    dropped = [column for column in table.column_names if column.lower() in reads]
+    selected = [quote(column) for column in table.column_names if column not in dropped]
+    selected += [f"({label.sql}) AS {LABEL}"] if label else []
+    conditions = conditions_of(name, use, spec, table.column_names, entry.get("as_of"))
+    query = f"SELECT {', '.join(selected)} FROM t" + (
         f" WHERE {' AND '.join(conditions)}" if conditions else ""
     )
     session = duck.connect(t=table)
     try:
         found = session.sql(query).to_arrow_table()
     except duckdb.Error as error:
-        raise TaskError(
-            f"data {name} cannot be computed: {duck.message(error)}", "mend `label` or `where`"
-        ) from None
+        hint = "mend `label` or `where`"
+        raise TaskError(f"data {name} cannot be computed: {duck.message(error)}", hint) from None
     if found.num_rows == 0:
         raise _empty(name, use, spec, table)
-    notes = [f"left out because the label reads them: {', '.join(dropped)}"] if dropped else []
-    return labelled(name, found, notes)
+    return labelled(
+        name, found, [f"left out because the label reads them: {', '.join(dropped)}"] if dropped else []
+    )
 
 
 def labelled(name: str, table: pa.Table, notes: list[str]) -> Frame:
@@ -140,38 +163,39 @@ def labelled(name: str, table: pa.Table, notes: list[str]) -> Frame:
     return Frame(known, "; ".join(notes))
 
 
-def columns_of(expression: str, known: list[str]) -> set[str]:
-    """The columns that a SQL expression reads."""
-    tree = sqlglot.parse_one(expression, dialect="duckdb")
-    names = {column.name.lower() for column in tree.find_all(exp.Column)}
-    return {column for column in known if column.lower() in names}
-
-
-def conditions_of(name: str, use: DataUse, spec: DatasetSpec, columns: list[str]) -> list[str]:
-    """SQL conditions for the rows of a use."""
+def conditions_of(
+    name: str, use: DataUse, spec: DatasetSpec, columns: list[str], as_of: str | None
+) -> list[str]:
+    """SQL conditions for the rows of a use. `as_of` leaves out what was not known by then."""
     conditions = []
-    if use.from_ or use.to:
-        if spec.time is None:
-            raise TaskError(
-                f"data {name} has from/to, but its dataset has no event time",
-                "add `time: {event: COLUMN}` to it",
-            )
-        event = quote(spec.time.event)
-        conditions += [f"{event} >= TIMESTAMPTZ '{moment(use.from_).isoformat()}'"] if use.from_ else []
-        conditions += [f"{event} < TIMESTAMPTZ '{moment(use.to).isoformat()}'"] if use.to else []
+    if spec.time is None and (use.from_ or use.to or as_of):
+        raise TaskError(
+            f"data {name} has from/to, but its dataset has no event time", "add `time: {event: COLUMN}` to it"
+        )
+    if spec.time is not None:
+        event, known = quote(spec.time.event), quote(spec.time.known or spec.time.event)
+        delay = seconds(spec.time.delay) if spec.time.delay and not spec.time.known else 0
+        conditions += [f"{event} >= {_literal(use.from_)}"] if use.from_ else []
+        conditions += [f"{event} < {_literal(use.to)}"] if use.to else []
+        conditions += [f"{known} + INTERVAL {delay!r} SECOND <= {_literal(as_of)}"] if as_of else []
     if use.where:
-        conditions.append(f"({use.where})")
+        conditions.append(f"({definition.expression(use.where, f'data {name}: where').sql})")
     if use.share:
         conditions.append(share_condition(use.share, spec.key or columns))
     return conditions
 
 
+def _literal(time: str) -> str:
+    return f"TIMESTAMPTZ '{moment(time).isoformat()}'"
+
+
 def share_condition(share: Sequence[float], columns: list[str]) -> str:
     """Rows whose hashed columns fall into [from, to) of [0, 1).
 
-    53 bits of MD5 over the values as text, so a row stays where it is when rows are added, on every machine and version.
+    53 bits of MD5 over the values as text, so a row stays where it is when rows are added, on every machine and version;
+    the same rows as `features.join` takes for a view.
     """
-    text = ", ".join(f"coalesce(CAST({quote(column)} AS VARCHAR), chr(1))" for column in columns)
+    text = ", ".join(f"coalesce(CAST({quote(column)} AS VARCHAR), chr(30))" for column in columns)
     place = f"(md5_number_lower(concat_ws(chr(31), {text})) >> 11) / {2.0**53!r}"
     return f"{place} >= {share[0]!r} AND {place} < {share[1]!r}"
 

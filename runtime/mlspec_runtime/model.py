@@ -1,8 +1,7 @@
 """A trained model as serving, evaluation and monitoring use it: columns in, prediction (and probability) out.
 
 `train` writes a model directory (MLflow's format, so that every MLflow tool reads it too) with `mlspec.json` beside
-`MLmodel`: what the model reads and returns. `load` needs only that file and the pickle; it never imports MLflow (2.7 s)
-and imports pandas (1 s) only for models that need DataFrames.
+`MLmodel`: what the model reads and returns. `load` needs only that file and the pickle; it never imports MLflow (2.7 s).
 
 A request costs what the estimator costs: inputs are copied once into one matrix. Estimators that were fitted on a
 DataFrame accept such a matrix but warn about names; the order is ours (`inputs`), so the warning is filtered out once per
@@ -12,6 +11,7 @@ process, when a model is loaded (per call, `warnings.catch_warnings` is neither 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import pickle
 import warnings
@@ -134,14 +134,12 @@ def load(path: Path) -> Model:
     try:
         with (path / manifest.file).open("rb") as file:
             estimator = pickle.load(file)
-    except ModuleNotFoundError as error:
+    except Exception as error:  # a pickle may raise anything
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        hint = "serve it with the `requirements` of the function that trained it"
         raise TaskError(
-            f"the model in {path} needs the module {error.name}, which is not installed here",
-            "serve it with the `requirements` of the function that trained it",
-        ) from None
-    except Exception as error:
-        message = f"the model in {path} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise TaskError(message, "it may come from another version of its library; train it again") from error
+            f"the model in {path} cannot be loaded here: {reason}", hint + _differences(path)
+        ) from error
     return bind(estimator, manifest, path)
 
 
@@ -160,6 +158,21 @@ def bind(estimator: Any, manifest: Manifest, path: Path) -> Model:
         gather=_gather(manifest),
         infer=_infer(estimator, manifest),
     )
+
+
+def _differences(path: Path) -> str:
+    """Which of the versions that the model was trained with are others here: what breaks pickles."""
+    file = path / "requirements.txt"
+    differences = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, _, version = line.partition("==")
+        try:
+            here = importlib.metadata.version(name) if version else version
+        except importlib.metadata.PackageNotFoundError:
+            here = "none"
+        if here != version:
+            differences.append(f"{name} {version} (here {here})")
+    return f": {', '.join(differences)}" if differences else ""
 
 
 def _manifest(path: Path) -> Manifest:

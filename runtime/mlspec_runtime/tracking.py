@@ -89,7 +89,6 @@ def connect(uri: str, experiment: str, root: Path) -> Tracker:
     lock = root / ".mlflow.lock"
     if uri.startswith(SQLITE):
         database = Path(uri.removeprefix(SQLITE)).absolute()
-        database.parent.mkdir(parents=True, exist_ok=True)
         location = (database.parent / "artifacts" / experiment).as_uri()
         lock = database.with_name(f".{database.name}.lock")
     try:

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlspec import expressions
 from mlspec.kinds.dataset import Check, Column, DatasetSpec
 from mlspec.resource import seconds
 from mlspec_runtime import duck
@@ -127,8 +128,14 @@ def _key_rules(spec: DatasetSpec) -> Iterator[Rule]:
 
 def _table_rules(entry: Check, columns: list[str], spec: DatasetSpec) -> Iterator[Rule]:
     if entry.sql is not None:
-        where = f"NOT coalesce(CAST(({entry.sql}) AS BOOLEAN), false)"
-        shows = tuple(name for name in columns if name in entry.sql) or tuple(spec.key)
+        expression = expressions.parse(entry.sql)
+        if expression.problem:
+            raise TaskError(
+                f"the check `{entry.sql}` is not a row expression: {expression.problem}", expression.hint
+            )
+        where = f"NOT coalesce(CAST(({expression.sql}) AS BOOLEAN), false)"
+        read = {column.lower() for column in expression.columns}
+        shows = tuple(name for name in columns if name.lower() in read)
         yield Rule(
             entry.sql, f"count(*) FILTER (WHERE {where})", where, shows, entry.tolerate, entry.severity
         )
