@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from mlspec_runtime import model as models
@@ -132,6 +133,23 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
 
+    def close(self) -> None:
+        """End the process, if it still runs, and release what belongs to it."""
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def use(self, document: Mapping[str, Any]) -> Server:
+        """Serve another graph in the same process, from the same root; returns when it does."""
+        generation = int(self.request("GET", "/status").json["generation"]) + 1
+        self.replace({**document, "port": self.port, "generation": generation})
+        status = self.wait_for("generation", generation)
+        assert status["error"] is None
+        return self
+
     def replace(self, document: Mapping[str, Any]) -> None:
         """Give the process another task, as the supervisor does."""
         write_json(self.file, document)
@@ -146,12 +164,18 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"{field} is {status[field]}, not {value}")
 
-    def log(self, shadow: bool = False) -> list[dict[str, Any]]:
-        """The rows of the request log."""
-        import pyarrow.parquet as pq
+    def logged(self, number: int, shadow: bool = False, within: float = 5) -> list[dict[str, Any]]:
+        """The rows of the request log, once there are at least `number`."""
+        deadline = time.monotonic() + within
+        while len(rows := self.log(shadow)) < number and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return rows
 
+    def log(self, shadow: bool = False) -> list[dict[str, Any]]:
+        """The rows of the request log, by id."""
         folder = self.root / "logs" / "g" / ("shadow" if shadow else "")
-        return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+        rows = [row for file in folder.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+        return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def free_port() -> int:
@@ -190,9 +214,4 @@ def serving(root: Path, document: Mapping[str, Any]) -> Iterator[Server]:
     try:
         yield server
     finally:
-        server.connection.close()
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait()
-        assert server.process.stdout is not None
-        server.process.stdout.close()
+        server.close()

@@ -33,6 +33,8 @@ Send = Callable[[Message], Awaitable[None]]
 VERSION = "0.1.0"
 RETRY_AFTER = (b"retry-after", b"1")
 CLOSE = (b"connection", b"close")
+CANCELLED = 499
+"""Status in log and metrics of a request that was cancelled before it had an answer."""
 JSON = (b"content-type", b"application/json")
 
 
@@ -108,7 +110,7 @@ class App:
         counters, plan = self.counters, serving.plan
         run: Run | None = None
         answer: v2.Columns = {}
-        rows_answered = 0
+        status, rows_answered = CANCELLED, 0
         counters.in_flight += 1
         serving.users += 1
         try:

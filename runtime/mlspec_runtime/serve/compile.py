@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -205,7 +205,7 @@ def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
     task = resources.task
     slots = {name: index for index, name in enumerate(shape.order, start=1)}
     built: dict[str, PlanStep] = {}
-    executors: list[Executor] = []
+    executors: list[ThreadPoolExecutor] = []
     used: dict[str, tuple[models.Model, str]] = {
         name: resources.model(step.model) for name, step in spec.steps.items() if step.model is not None
     }

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +105,7 @@ class PlanStep:
     model: ModelUse | None = None
     recovery: Recovery | None = None
     timeout: float | None = None
-    executor: Executor | None = None
+    executor: ThreadPoolExecutor | None = None
     """Where the step runs, when it has a timeout."""
     awaits: bool = False
     """Whether this step, or one that it may go to, has an executor."""
@@ -151,7 +151,7 @@ class Plan:
     """Whether requests of one tick can share model calls."""
     resources: Mapping[tuple[str, ...], object] = field(default_factory=dict)
     """What was loaded (models, view readers, functions) by identity; the next plan takes over what it still needs."""
-    executors: tuple[Executor, ...] = ()
+    executors: tuple[ThreadPoolExecutor, ...] = ()
 
     def answer(self, run: Run) -> Columns:
         """Run all steps inline. Raises `Fault`."""

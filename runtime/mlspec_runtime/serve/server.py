@@ -54,6 +54,7 @@ GRACE = 30.0
 
 def serve(task_file: Path, root: Path) -> int:
     """Serve the graph of `task_file` until SIGTERM or SIGINT; returns the exit code."""
+    root = root.absolute()
     try:
         text = task_file.read_bytes()
         task = _parse(text)
@@ -62,17 +63,14 @@ def serve(task_file: Path, root: Path) -> int:
     except TaskError as error:
         print(_sentence(error), file=sys.stderr, flush=True)
         return 1
-    # Requests are small: more threads per call cost more than they give, and the process has one loop anyway.
-    with threadpool_limits(limits=1):
-        log = RequestLog(root / "logs" / plan.name, plan.sample, plan.flush)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            process = Process(task_file, root, task, hashlib.sha256(text).digest(), App(plan, log), listener)
-            runner.run(process.run())
-        log.close()
+    log = RequestLog(root / "logs" / plan.name, plan.sample, plan.flush)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        process = Process(task_file, root, task, hashlib.sha256(text).digest(), App(plan, log), listener)
+        runner.run(process.run())
+    log.close()
     print(f"stopped: {plan.name}", flush=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
     if process.stuck():
+        sys.stderr.flush()
         os._exit(0)  # a step hangs in its thread; the interpreter would wait for it for ever
     return 0
 
@@ -90,6 +88,7 @@ class Process:
         self._app = app
         self._listener = listener
         self._plans = [app.plan]
+        self._pools = [*app.plan.executors]
         config = uvicorn.Config(
             app,
             loop="none",
@@ -111,6 +110,7 @@ class Process:
         """Serve until told to stop."""
         watch = asyncio.create_task(self._follow())
         drain = asyncio.create_task(self._drain())
+        _one_thread()
         gc.collect()
         gc.freeze()  # models and modules stay; the collector need not look at them again
         host, port = self._listener.getsockname()[:2]
@@ -126,10 +126,13 @@ class Process:
             drain.cancel()
 
     def stuck(self) -> bool:
-        """Whether a step still runs in its thread."""
-        threads = [
-            t for plan in self._plans for pool in plan.executors for t in getattr(pool, "_threads", ())
-        ]
+        """Whether a step still runs in its thread, after the server has stopped."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + LINGER
+        threads = [thread for pool in self._pools for thread in pool._threads]
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         return any(thread.is_alive() for thread in threads)
 
     async def _drain(self) -> None:
@@ -168,7 +171,10 @@ class Process:
                     traceback.print_exc()
                 self._refuse(error)
                 continue
+            _one_thread()
             self._plans.append(plan)
+            self._pools = [pool for pool in self._pools if any(thread.is_alive() for thread in pool._threads)]
+            self._pools += plan.executors
             self._app.log.sample, self._app.log.flush = plan.sample, plan.flush
             self._app.error = None
             self._app.swap(plan, self._retire)
@@ -233,6 +239,11 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state={}
         )
         return protocol
+
+
+def _one_thread() -> None:
+    """Limit BLAS and OpenMP, as far as loaded: requests are small, and more threads per call cost more than they give."""
+    threadpool_limits(limits=1)
 
 
 def _parse(text: bytes) -> Document:

@@ -32,10 +32,16 @@ class Reader(Protocol):
 
 
 def python(function: Callable[[Columns], Any]) -> Call:
-    """A user's function of the columns. Lists and scalars among its values become arrays of one value per row."""
+    """A user's function of the columns. Lists and scalars among its values become arrays of one value per row.
+
+    The function may change the dict, which is a copy, but not the arrays, which are read-only: other steps and the log
+    have them too.
+    """
 
     def call(run: Run, value: Columns) -> Columns:
-        result = function(value)
+        for values in value.values():
+            values.flags.writeable = False
+        result = function(value.copy())
         rows = run.request.rows
         if not isinstance(result, dict):
             raise TypeError(f"it must return a dict of arrays by column, not {type(result).__name__}")
