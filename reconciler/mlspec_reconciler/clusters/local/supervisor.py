@@ -118,9 +118,11 @@ class Supervisor:
             happened = False
             while not self._signal and _place(self.home) == place:
                 delay = self.turn(everything=happened)
-                happened = bool(select.select([reader], [], [], delay)[0])
+                select.select([reader], [], [], delay)
+                happened = False
                 with contextlib.suppress(BlockingIOError):
-                    reader.recv(4096)
+                    # What was read decides, not what select saw: a signal in between must not be lost.
+                    happened = bool(reader.recv(4096))
             signal.set_wakeup_fd(-1)
         if self._signal != signal.SIGHUP:
             self._stop()
