@@ -53,6 +53,11 @@ def feature(
             start = math.floor(Fraction(start, hop)) * hop
         seen = [row for row in seen if row.event >= start]
     values = [row.value for row in seen if row.value is not None]
+    found = _aggregate(op, seen, values)
+    return float(found) if isinstance(found, int) and op in ("last", "first", "min", "max") else found
+
+
+def _aggregate(op: str, seen: list[Row], values: list[Any]) -> Any:
     match op:
         case "rows":
             return len(seen)
@@ -77,4 +82,7 @@ def feature(
                 return None
             exact = [Fraction(value) for value in values]
             mean = sum(exact) / len(exact)
-            return math.sqrt(float(sum((value - mean) ** 2 for value in exact) / (len(exact) - 1)))
+            variance = sum(((value - mean) ** 2 for value in exact), Fraction(0)) / (len(exact) - 1)
+            # scaled by a power of four, because a variance can be beyond the range of doubles
+            half = (variance.numerator.bit_length() - variance.denominator.bit_length()) // 2
+            return math.ldexp(math.sqrt(variance / Fraction(4) ** half), half)

@@ -105,6 +105,14 @@ def ratio(top: int, bottom: int, scale: int) -> float:
         return math.inf if top > 0 else -math.inf
 
 
+def root(top: int, bottom: int, scale: int) -> float:
+    """Square root of `top / bottom * 2 ** scale`, also where that is beyond the range of doubles."""
+    if top == 0:
+        return 0.0
+    half = (top.bit_length() - bottom.bit_length() + scale) // 2
+    return math.ldexp(math.sqrt(ratio(top, bottom, scale - 2 * half)), half)
+
+
 def mean(totals: Sequence[Ints], number: Exact, counts: Ints) -> Floats:
     """`total / count`, rounded once; with counts of 1 the sum. NaN where the count is 0."""
     result = np.full(len(counts), np.nan)
@@ -133,7 +141,7 @@ def stddev(
     firsts = integers([limb[rows] for limb in totals], number.width)
     seconds = integers([limb[rows] for limb in squares], squared.width)
     for row, first, second, count in zip(rows.tolist(), firsts, seconds, counts[rows].tolist(), strict=True):
-        result[row] = math.sqrt(ratio(count * second - first * first, count * (count - 1), squared.scale))
+        result[row] = root(count * second - first * first, count * (count - 1), squared.scale)
     return result
 
 

@@ -60,7 +60,8 @@ def join(
     not known by then (their labels would be from the future); `share` keeps the rows whose hashed dataset key falls into
     the interval of [0, 1).
 
-    Returns the features in the view's order, `label` if the view has one, `__at` (timestamp, microseconds, UTC), and
+    Returns the features in the view's order, in the types in which a request gives them to a model (see `values.model_form`),
+    `label` if the view has one, `__at` (timestamp, microseconds, UTC), and
     the asking dataset's key as `__key_<column>`. Raises TaskError for what the user can mend.
     """
     plan = definition.view_plan(view, ask_spec, {name: spec for name, (spec, _) in sets.items()})
@@ -81,13 +82,14 @@ def join(
     if not chosen.all():
         found = {name: column.filter(pa.array(chosen)) for name, column in found.items()}
     features, at = answer(plan, found, {name: path for name, (_, path) in sets.items()})
+    always = counted(plan)
+    features = {name: one if name in always else values.model_form(one) for name, one in features.items()}
     if plan.label is not None:
         if LABEL in features:
             raise TaskError("a feature is called label, and so is the view's label", "rename the feature")
         features[LABEL] = found["label"]
     features[AT] = at
     columns = features | {KEY + column: found[f"key {column}"] for column in ask_spec.key}
-    always = counted(plan)
     schema = pa.schema(pa.field(name, one.type, nullable=name not in always) for name, one in columns.items())
     return pa.table(columns, schema=schema)
 
@@ -368,8 +370,3 @@ def _micro(moment: datetime) -> int:
             np.int64
         )
     )
-
-
-def frame(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """The join's columns in the form in which a request gives them to a model (see `values.to_numpy`)."""
-    return {one.name: values.to_numpy(table[one.name], one.nullable) for one in table.schema}

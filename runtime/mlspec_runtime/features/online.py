@@ -46,7 +46,11 @@ def ingest(folder: Path, rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
     meta = json.loads((folder / "meta.json").read_text())
     plan = definition.set_plan(FeatureSetSpec.model_validate(meta["spec"]))
     dataset = DatasetSpec.model_validate(
-        {"source": {"parquet": materialise.EVENTS}, "key": meta["dataset"]["key"], "time": meta["dataset"]["time"]}
+        {
+            "source": {"parquet": materialise.EVENTS},
+            "key": meta["dataset"]["key"],
+            "time": meta["dataset"]["time"],
+        }
     )
     table = _typed(rows, meta["inputs"], dataset)
     found = materialise.events(plan, dataset, table, f"of {meta['set']}")
@@ -436,7 +440,7 @@ def _moment(one: Aggregate, column: _Column, rows: slice | Ints, count: int) -> 
     if one.op == "stddev":
         squared = column.square()
         top = count * _total(squared, rows) - total * total
-        return math.sqrt(exact.ratio(top, count * (count - 1), squared.scale))
+        return exact.root(top, count * (count - 1), squared.scale)
     return exact.ratio(total, count if one.op == "mean" else 1, number.scale)
 
 

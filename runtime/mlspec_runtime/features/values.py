@@ -144,23 +144,24 @@ def fit_key(array: pa.Array, dtype: pa.DataType, what: str) -> pa.Array:
     )
 
 
-def to_numpy(array: pa.Array | pa.ChunkedArray, nullable: bool = True) -> Array:
-    """The form that models see, from training and from requests alike.
+def model_form(array: pa.Array) -> pa.Array:
+    """The type in which models see a feature that may be NULL, in training and in requests alike: numbers and truth values are
+    double, dates are timestamps. (A column that is int64 in one batch and double in the next, because of a NULL, would
+    change the model's signature.)"""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    if pa.types.is_integer(array.type):
+        return array.cast(pa.float64(), safe=False)
+    return array.cast(UTC_TIME) if pa.types.is_date(array.type) else array
 
-    Numbers and truth values are float64 with NaN for NULL, text is object with None, times are datetime64[us] with NaT. Only whole
-    numbers that are never NULL (`nullable=False`) stay int64.
-    """
-    flat = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) and array.num_chunks else array
-    if isinstance(flat, pa.ChunkedArray):
-        flat = pa.array([], flat.type)
-    dtype = flat.type
-    if pa.types.is_integer(dtype) and not nullable:
-        return np.asarray(flat)
-    if pa.types.is_boolean(dtype):
-        flat = flat.cast(pa.int8())
-    if pa.types.is_boolean(dtype) or pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
-        return np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
-    if pa.types.is_date(dtype) or pa.types.is_timestamp(dtype):
-        moments = flat.cast(pa.timestamp("us")) if pa.types.is_date(dtype) else flat
-        return np.asarray(moments.cast(pa.int64()).fill_null(np.iinfo(np.int64).min)).view("datetime64[us]")
-    return np.array(flat.to_pylist(), dtype=object)
+
+def to_numpy(array: pa.Array | pa.ChunkedArray) -> Array:
+    """A feature of the join as the array that a request gives: NaN, None or NaT for NULL; counts stay int64."""
+    flat = (
+        pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) and array.num_chunks else array
+    )
+    if pa.types.is_floating(flat.type):
+        return np.asarray(flat.fill_null(float("nan")))
+    if pa.types.is_timestamp(flat.type):
+        return np.asarray(flat.cast(pa.int64()).fill_null(np.iinfo(np.int64).min)).view("datetime64[us]")
+    return np.asarray(flat) if pa.types.is_integer(flat.type) else np.array(flat.to_pylist(), dtype=object)
