@@ -42,7 +42,7 @@ def _intend(plan: Plan, project: Project) -> Inventory:
     resources = {resource.id: resource for resource in project.order}
     for change in plan.changes:
         resource = resources.get(change.resource)
-        if resource is None or change.action is Action.FOLLOW:
+        if resource is None or change.action in (Action.FOLLOW, Action.CONTINUE):
             continue
         keys = [write.key for write in change.writes if write.verb is not Verb.DELETE]
         parts: dict[str, str] = {}

@@ -8,7 +8,7 @@ from typing import cast
 from mlspec.compile import Compiled
 from mlspec.kinds.monitoring_policy import MonitoringPolicySpec
 from mlspec.kinds.serving_graph import ServingGraphSpec
-from mlspec.kinds.training_job import Gate, TrainingJobSpec
+from mlspec.kinds.training_job import METRICS, Gate, TrainingJobSpec
 from mlspec.project import Project
 from mlspec.resource import Resource
 from mlspec.sensitivity import predicted
@@ -31,14 +31,25 @@ def titles(compiled: Compiled) -> dict[str, str]:
 def notes(project: Project, seen: Round) -> dict[str, str]:
     """Resource id -> a sentence for its line in the plan."""
     found: dict[str, str] = {}
-    changed = {change.resource for change in seen.plan.of(Action.FOLLOW, Action.CREATE)}
+    changed = {change.resource: change.action for change in seen.plan.of(Action.FOLLOW, Action.CREATE)}
     for resource in project.order:
-        if resource.id not in changed:
-            continue
-        match resource.kind:
-            case "ServingGraph":
-                found[resource.id] = _gates(project, resource)
-            case "MonitoringPolicy":
+        match changed.get(resource.id), resource.kind:
+            case Action.FOLLOW, "FeatureSet":
+                found[resource.id] = "materialised again if its rows change"
+            case Action.FOLLOW, "TrainingJob":
+                found[resource.id] = "trained again if its data changes"
+            case Action.FOLLOW, "ServingGraph":
+                gates = _gates(project, resource)
+                found[resource.id] = "follows the new model" + (
+                    f" if its gates pass: {gates}" if gates else ""
+                )
+            case Action.CREATE, "ServingGraph":
+                gates = _gates(project, resource)
+                found[resource.id] = f"gates: {gates}" if gates else ""
+            case Action.FOLLOW, "MonitoringPolicy":
+                words = ("compares with the new model's data", _alerts(resource, seen))
+                found[resource.id] = "; ".join(filter(None, words))
+            case Action.CREATE, "MonitoringPolicy":
                 found[resource.id] = _alerts(resource, seen)
     return {name: words for name, words in found.items() if words}
 
@@ -50,7 +61,7 @@ def _gates(project: Project, graph: Resource) -> str:
         job = project.catalog.find("TrainingJob", step.model) if step.model else None
         if job is not None:
             words.extend(_gate(gate) for gate in cast(TrainingJobSpec, job.spec).gates)
-    return f"the new model serves if its gates pass: {', '.join(words)}" if words else ""
+    return ", ".join(words)
 
 
 def _gate(gate: Gate) -> str:
@@ -60,9 +71,8 @@ def _gate(gate: Gate) -> str:
     if gate.max is not None:
         tests.append(f"<= {gate.max:g}")
     if gate.against:
-        tests.append(
-            f"not worse than serving by {gate.tolerance:g}" if gate.tolerance else "not worse than serving"
-        )
+        sign, shift = (">=", "-") if METRICS.get(gate.metric, "higher") == "higher" else ("<=", "+")
+        tests.append(f"{sign} serving" + (f" {shift} {gate.tolerance:g}" if gate.tolerance else ""))
     return f"{gate.metric} {' and '.join(tests)}"
 
 

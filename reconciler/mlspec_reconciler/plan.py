@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from mlspec.compile import Compiled
+from mlspec.kind import Lowered
 from mlspec.kind_table import KINDS
 from mlspec.manifest import Key, Manifest, digest
 from mlspec.project import Project
@@ -34,6 +35,7 @@ class Action(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     RUN = "run"
+    CONTINUE = "continue"
     FOLLOW = "follow"
     DELETE = "delete"
     UNSUPPORTED = "unsupported"
@@ -48,6 +50,7 @@ class Reason(StrEnum):
     MISSING = "object-missing"
     FIRST = "first-run"
     INPUT = "run-input-changed"
+    TRIGGER = "asked-for"
     RETRY = "failed-before"
     UPSTREAM = "upstream-runs"
     RUNNING = "runs-already"
@@ -179,14 +182,16 @@ def _resource(
         stale = [key for key in entry.objects if key not in wanted and not _is_run(key, objects)]
         writes.extend(_deletes(stale, objects))
     if resource.id in compiled.unsupported:
-        work.changes.append(
-            Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, compiled.unsupported[resource.id], fields)
+        words = compiled.unsupported[resource.id] + (
+            "; what is there stays" if entry and entry.objects else ""
         )
+        work.changes.append(Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, words, fields))
     elif entry is None:
-        sentence = f"after {', '.join(lowered.waits)}" if lowered.waits and not manifests else ""
-        work.changes.append(Change(Action.CREATE, resource.id, Reason.NEW, sentence, (), tuple(writes)))
+        words = _state(lowered, manifests)
+        work.changes.append(Change(Action.CREATE, resource.id, Reason.NEW, words, (), tuple(writes)))
     elif fields:
-        work.changes.append(Change(Action.UPDATE, resource.id, Reason.SPEC, "", fields, tuple(writes)))
+        words = _state(lowered, manifests) or (lowered.note if writes else "")
+        work.changes.append(Change(Action.UPDATE, resource.id, Reason.SPEC, words, fields, tuple(writes)))
     elif writes:
         gone = [write.key for write in writes if write.verb is Verb.CREATE and write.key in entry.objects]
         reason = Reason.MISSING if gone else Reason.OUTPUT
@@ -194,9 +199,17 @@ def _resource(
         work.changes.append(Change(Action.UPDATE, resource.id, reason, words, (), tuple(writes)))
     for manifest in manifests:
         if manifest.create_only:
-            _run(resource, manifest, objects, runs, entry, retry, work)
+            _run(resource, manifest, objects, runs, entry, lowered.because, retry, work)
     follows = bool(manifests) or (bool(lowered.waits) and resource.kind not in ANSWERS)
     _follow(resource, follows, before, work)
+
+
+def _state(lowered: Lowered, manifests: Sequence[Manifest]) -> str:
+    """What a changed resource waits for, or why it cannot become ready; what its own run says stands at the run."""
+    if lowered.waits:
+        running = any(manifest.create_only for manifest in manifests)
+        return "" if running else f"after {', '.join(lowered.waits)}"
+    return lowered.failed
 
 
 def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
@@ -216,6 +229,7 @@ def _run(
     objects: Mapping[Key, Object],
     runs: Mapping[str, RunFact],
     entry: Entry | None,
+    because: str,
     retry: bool,
     work: _Work,
 ) -> None:
@@ -228,9 +242,8 @@ def _run(
     title = spec.get("title", f"run {resource.name}")
     if live is not None and not (fact and fact.phase == "failed"):
         work.moving[resource.id] = title
-        work.changes.append(
-            Change(Action.FOLLOW, resource.id, Reason.RUNNING, f"{name} is under way already", run=name)
-        )
+        words = "is under way already"
+        work.changes.append(Change(Action.CONTINUE, resource.id, Reason.RUNNING, words, run=name))
         return
     if fact and fact.phase == "failed":
         if not retry:
@@ -243,18 +256,20 @@ def _run(
             )
         )
     else:
-        reason, sentence = _why(spec.get("parts", {}), entry)
+        reason, sentence = _why(spec.get("parts", {}), entry, because)
         seconds = _seconds(runs.get(entry.run)) if entry else None
         write = Write(Verb.CREATE, manifest.key, manifest)
         work.changes.append(Change(Action.RUN, resource.id, reason, sentence, (), (write,), name, seconds))
     work.moving[resource.id] = title
 
 
-def _why(parts: Mapping[str, str], entry: Entry | None) -> tuple[Reason, str]:
+def _why(parts: Mapping[str, str], entry: Entry | None, because: str) -> tuple[Reason, str]:
     if entry is None or not entry.run:
         return Reason.FIRST, "first run"
     changed = [name for name in parts if entry.parts.get(name) != parts[name]]
     gone = [name for name in entry.parts if name not in parts]
+    if because and ("trigger" in changed or "refresh" in changed):
+        return Reason.TRIGGER, because
     words = ", ".join([*changed, *(f"without {name}" for name in gone)])
     return Reason.INPUT, f"{words} changed" if words else "its result is gone"
 
@@ -277,7 +292,7 @@ def _follow(resource: Resource, follows: bool, before: int, work: _Work) -> None
     if movers and resource.id not in work.moving:
         work.moving[resource.id] = work.moving[movers[0]]
         if not mine and follows:
-            sentence = f"when {work.moving[movers[0]]} has ended"
+            sentence = f"after {work.moving[movers[0]]}"
             work.changes.append(Change(Action.FOLLOW, resource.id, Reason.UPSTREAM, sentence))
             return
     if not mine:

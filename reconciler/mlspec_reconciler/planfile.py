@@ -85,7 +85,7 @@ def _changes(plan: Plan) -> dict[str, Any]:
     return {
         f"{change.resource} {change.action} {change.run}".strip(): _change(change)
         for change in plan.changes
-        if change.action is not Action.FOLLOW
+        if change.action not in (Action.FOLLOW, Action.CONTINUE)
     }
 
 

@@ -16,7 +16,7 @@ from mlspec.kind_table import KINDS
 from mlspec.kinds.project import ProjectSpec, Target
 from mlspec.manifest import Manifest, Origin
 from mlspec.project import Project
-from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Workload
+from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Step, Workload
 
 LOCAL: Mapping[type, Mapping[str, Engine]] = {
     Run: dict.fromkeys(("workflow", "job", *local.DISTRIBUTED), local.ENGINE),
@@ -81,6 +81,10 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
         lowered[resource.kind, resource.name] = result
         if result.unsupported:
             unsupported[resource.id] = result.unsupported
+        if result.engine:
+            probe = Run("probe", (Step("probe", "probe", {}),), "probe", engine=result.engine)
+            if isinstance(made := lower(probe, target, chosen, Origin(resource.id, resource.mark)), str):
+                unsupported[resource.id] = made
         for workload in result.workloads:
             made = lower(workload, target, chosen, Origin(resource.id, resource.mark))
             if isinstance(made, str):

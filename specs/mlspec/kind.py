@@ -55,6 +55,10 @@ class Lowered:
     """Why no target can run it yet."""
     note: str = ""
     """One sentence for `status`."""
+    because: str = ""
+    """Who asked for the run when it was not a change of the specs."""
+    engine: str = ""
+    """Engine of the runs to come, so that a target that lacks it says so before they are known."""
 
 
 @dataclass(frozen=True, slots=True)

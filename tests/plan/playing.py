@@ -87,7 +87,9 @@ def end(live: Object, cluster: MemoryCluster, script: Script) -> str:
     if title in script.fail:
         cluster.fail(live.key.name, script.fail[title])
         return f"failed  {title}"
-    results = {step["name"]: result(step, title, live.key.name, script) for step in live.body["spec"]["steps"]}
+    results = {
+        step["name"]: result(step, title, live.key.name, script) for step in live.body["spec"]["steps"]
+    }
     cluster.succeed(live.key.name, results)
     return f"ended   {title}"
 
@@ -98,7 +100,11 @@ def result(step: Mapping[str, Any], title: str, run: str, script: Script) -> dic
     took = {"started": 0.0, "finished": 3.8 if step["subject"] != "train" else 41.0}
     match step["subject"]:
         case "dataset":
-            spec = {name: value for name, value in document["spec"].items() if name in ("source", "columns", "where")}
+            spec = {
+                name: value
+                for name, value in document["spec"].items()
+                if name in ("source", "columns", "where")
+            }
             rows = script.rows.get(title, 1000)
             snapshot = digest([spec, document["code"], document["parameters"], rows])[:16]
             path = f"datasets/{document['dataset']}/{snapshot}"
@@ -120,7 +126,9 @@ def result(step: Mapping[str, Any], title: str, run: str, script: Script) -> dic
 
 def text(project: Wanted, seen: Round) -> str:
     """The plan as `mlspec plan` prints it."""
-    rows = show.lines(seen.plan, terminal.locator(project), titles(seen.compiled), notes(project.project, seen))
+    rows = show.lines(
+        seen.plan, terminal.locator(project), titles(seen.compiled), notes(project.project, seen)
+    )
     return show.text(rows, seen.plan, "laptop", False)
 
 
@@ -128,8 +136,9 @@ def told(case: Path, folder: Path) -> str:
     """The whole story of a case: the plan, and what applying it does. `folder` is empty, for the two revisions."""
     script = json.loads((case / "runs.json").read_text()) if (case / "runs.json").exists() else {}
     cluster = MemoryCluster()
-    if (case / "before.yaml").exists():
-        settle(wanted(revision(case, "before", folder)), cluster, Script.read(script.get("before", {})))
+    for name in ("before", "between"):
+        if (case / f"{name}.yaml").exists():
+            settle(wanted(revision(case, name, folder)), cluster, Script.read(script.get(name, {})))
     if "triggers" in script:
         _trigger(script["triggers"], cluster)
     for one in [one for one in cluster.list() if str(one.key) in script.get("lost", ())]:
@@ -140,7 +149,9 @@ def told(case: Path, folder: Path) -> str:
     lines = [text(project, seen), "", "then:"]
     story = settle(project, cluster, Script.read(script.get("after", {})), retry=retry)
     lines += [f"  {line}" for line in story] or ["  nothing"]
-    records = {one.key.name: one.body["spec"]["data"]["run"] for one in cluster.list() if one.key.kind == "Record"}
+    records = {
+        one.key.name: one.body["spec"]["data"]["run"] for one in cluster.list() if one.key.kind == "Record"
+    }
     lines += ["serves:", *(f"  {name}: {run}" for name, run in sorted(records.items()))] if records else []
     return "\n".join(lines) + "\n"
 

@@ -10,18 +10,21 @@ from typing import Any
 from mlspec.diagnostics import Mark
 from mlspec.manifest import Key
 from mlspec.resource import Path
-from mlspec_reconciler.plan import Action, Change, FieldChange, Plan
+from mlspec_reconciler.plan import Action, Change, FieldChange, Plan, Reason
 
 VERSION = 1
 SYMBOLS: Mapping[Action, str] = {
     Action.CREATE: "+",
     Action.UPDATE: "~",
     Action.RUN: ">",
+    Action.CONTINUE: ">",
     Action.FOLLOW: "~",
     Action.DELETE: "-",
     Action.UNSUPPORTED: "!",
 }
 COLORS: Mapping[str, str] = {"+": "32", "~": "33", ">": "36", "-": "31", "!": "35"}
+AGAIN = (Reason.INPUT, Reason.TRIGGER)
+"""Reasons to run once more what has run."""
 Locate = Callable[[str, Path], Mark | None]
 """`(resource id, path in its spec) -> place in git`."""
 
@@ -41,8 +44,11 @@ def lines(plan: Plan, locate: Locate, titles: Mapping[str, str], notes: Mapping[
     result: list[Line] = []
     for change in plan.changes:
         symbol = SYMBOLS[change.action]
-        if change.action is Action.RUN:
+        if change.run:
             result.append(Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change)))
+            continue
+        if change.action is Action.DELETE:
+            result.append(Line(symbol, change.resource, "", f"{change.sentence}; {_deleted(change)}"))
             continue
         words = "; ".join(part for part in (change.sentence, notes.get(change.resource, "")) if part)
         fields = [*change.fields]
@@ -52,8 +58,18 @@ def lines(plan: Plan, locate: Locate, titles: Mapping[str, str], notes: Mapping[
         for index, one in enumerate(fields):
             place = _place(locate(change.resource, one.path if one.new is not None else one.path[:-1]))
             extra = f"  ({words})" if words and index == 0 else ""
-            result.append(Line(symbol, change.resource if index == 0 else "", place, _field(one) + extra))
+            first = index == 0
+            result.append(
+                Line(symbol if first else " ", change.resource if first else "", place, _field(one) + extra)
+            )
     return result
+
+
+def _deleted(change: Change) -> str:
+    names = [str(write.key) for write in change.writes]
+    if len(names) > 4:
+        names = [*names[:3], f"{len(names) - 3} more"]
+    return f"deletes {', '.join(names)}" if names else "there is nothing to delete"
 
 
 def _run_words(change: Change) -> str:
@@ -64,7 +80,7 @@ def _run_words(change: Change) -> str:
 
 
 def _field(change: FieldChange) -> str:
-    path = ".".join(str(part) for part in change.path)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in change.path).lstrip(".")
     match change.old, change.new:
         case None, new:
             return f"{path}: {_value(new)} added"
@@ -75,7 +91,9 @@ def _field(change: FieldChange) -> str:
 
 
 def _value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # the models say 120.0 where people write 120
+    text = value if isinstance(value, str) and value.strip() == value != "" else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -99,6 +117,7 @@ def summary(plan: Plan) -> str:
         (len(plan.of(Action.UPDATE)), "to change"),
         (len(plan.of(Action.DELETE)), "to delete"),
         (len(plan.of(Action.RUN)), "run{s}"),
+        (len(plan.of(Action.CONTINUE)), "under way"),
         (len(plan.of(Action.FOLLOW)), "follow{v}"),
         (len(plan.of(Action.UNSUPPORTED)), "unsupported"),
     ]
@@ -114,15 +133,36 @@ def summary(plan: Plan) -> str:
     )
 
 
+def cause(plan: Plan) -> str:
+    """The whole in one sentence, when a change trains what was trained before; empty otherwise."""
+    edited = [change.resource for change in plan.of(Action.UPDATE) if change.reason is Reason.SPEC]
+    trained = [
+        one for one in plan.of(Action.RUN) if one.resource.startswith("TrainingJob/") and one.reason in AGAIN
+    ]
+    may = [one for one in plan.of(Action.FOLLOW) if one.resource.startswith("TrainingJob/")]
+    jobs = trained or may
+    if not jobs or not (edited or trained):
+        return ""
+    names = [one.resource.split("/", 1)[1] for one in jobs]
+    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} jobs"
+    verb = ("will" if trained else "may") + " be trained again"
+    if any(one.resource.startswith("ServingGraph/") for one in plan.of(Action.FOLLOW)):
+        verb += ", and served if accepted"
+    why = f"{edited[0]} changes" if edited else trained[0].sentence
+    return f"{what} {verb}: {why}."
+
+
 def text(rows: Sequence[Line], plan: Plan, target: str, color: bool) -> str:
     """For a terminal."""
     if not rows:
         return f"Nothing changes on {target}: {plan.unchanged} resources are as the specs say."
     subject = max(len(row.subject) for row in rows)
     place = max(len(row.place) for row in rows)
-    out = []
+    out = [headline, ""] if (headline := cause(plan)) else []
     for row in rows:
-        symbol = f"\x1b[{COLORS[row.symbol]}m{row.symbol}\x1b[0m" if color else row.symbol
+        symbol = (
+            f"\x1b[{COLORS[row.symbol]}m{row.symbol}\x1b[0m" if color and row.symbol != " " else row.symbol
+        )
         out.append(f"  {symbol} {row.subject:<{subject}}  {row.place:<{place}}  {row.words}".rstrip())
     return "\n".join([*out, "", summary(plan)])
 
@@ -131,7 +171,8 @@ def markdown(rows: Sequence[Line], plan: Plan, target: str) -> str:
     """For a pull request."""
     if not rows:
         return f"**mlspec plan** on `{target}`: nothing changes."
-    body = [f"### mlspec plan on `{target}`", "", "| | what | where | why |", "|---|---|---|---|"]
+    said = [cause(plan), ""] if cause(plan) else []
+    body = [f"### mlspec plan on `{target}`", "", *said, "| | what | where | why |", "|---|---|---|---|"]
     for row in rows:
         cells = (
             f"`{row.symbol}`",

@@ -182,7 +182,7 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
     if spec.time is not None:
         yield from _check_time(spec, spec.time, resource.name)
     for index, name in enumerate(spec.key):
-        yield from check_column(name, spec, resource.name, ("spec", "key", index))
+        yield from check_column(name, spec, resource.name, ("spec", "key", index), stated=True)
     for name, column in spec.columns.items():
         yield from _check_rules_of(column, ("spec", "columns", name))
     for index, rule in enumerate(spec.checks):
@@ -203,7 +203,7 @@ def _check_time(spec: DatasetSpec, time: Time, name: str) -> Iterator[Problem]:
     for field, column in (("event", time.event), ("known", time.known)):
         if column is None:
             continue
-        yield from check_column(column, spec, name, (*path, field))
+        yield from check_column(column, spec, name, (*path, field), stated=True)
         if column in spec.columns and spec.columns[column].type not in ("timestamp", "date"):
             message = f"{column} is a {spec.columns[column].type}, not a time"
             yield Problem("wrong-type", message, (*path, field), "its column needs type: timestamp")
@@ -243,24 +243,23 @@ def _check_rule(rule: Check, spec: DatasetSpec, name: str, path: Path) -> Iterat
         )
 
 
-def known_columns(dataset: DatasetSpec) -> set[str]:
-    """The columns that a Dataset names anywhere; all columns when it is `strict`."""
-    times = [dataset.time.event, dataset.time.known] if dataset.time else []
-    return {*dataset.columns, *dataset.key, *(name for name in times if name)}
+def check_column(
+    name: str, dataset: DatasetSpec, of: str, path: Path, stated: bool = False
+) -> Iterator[Problem]:
+    """A column that must exist: an error if the Dataset lists all its columns, a warning on a likely misspelling.
 
-
-def check_column(name: str, dataset: DatasetSpec, of: str, path: Path) -> Iterator[Problem]:
-    """A column that must exist: an error if the Dataset lists all its columns, a warning on a likely misspelling."""
+    `stated`: the name stands in the Dataset's own key or time, which do not vouch for themselves.
+    """
     if name in dataset.columns or not dataset.columns:
         return
     message = f'{of} has no column "{name}"'
     if dataset.strict:
-        yield Problem(
-            "unknown-column", message + did_you_mean(name, dataset.columns), path, listed(dataset.columns)
-        )
-    elif name not in known_columns(dataset) and (
-        close := get_close_matches(name, known_columns(dataset), 1, 0.86)
-    ):
+        hint = listed(dataset.columns)
+        yield Problem("unknown-column", message + did_you_mean(name, dataset.columns), path, hint)
+        return
+    times = [dataset.time.event, dataset.time.known] if dataset.time else []
+    known = {*dataset.columns} if stated else {*dataset.columns, *dataset.key, *(one for one in times if one)}
+    if name not in known and (close := get_close_matches(name, known, 1, 0.86)):
         message = f'{of} lists no column "{name}", but "{close[0]}"'
         yield Problem("unknown-column", message, path, "correct it, or list the column", severity="warning")
 
@@ -306,7 +305,8 @@ def lower(resource: Resource, context: Context) -> Lowered:
     fact = context.facts.run(name)
     if fact is None or fact.phase != "succeeded":
         failed = fact.message if fact and fact.phase == "failed" else ""
-        return Lowered(workloads=(run,), waits=(name,), failed=failed)
+        because = f"{refresh.reason or 'refresh asked for'}, at {refresh.at}" if refresh else ""
+        return Lowered(workloads=(run,), waits=(name,), failed=failed, because=because)
     result = fact.results["dataset"]
     return Lowered(
         version=result["snapshot"],

@@ -140,7 +140,7 @@ def lower(resource: Resource, context: Context) -> Lowered:
         f"features-{resource.name}",
         {
             "definition": document,
-            f"data {spec.dataset}": dataset.version,
+            f"dataset {spec.dataset}": dataset.version,
             "time": [source.get("time"), source.get("key")],
         },
     )

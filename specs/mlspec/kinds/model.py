@@ -65,12 +65,14 @@ def lower(resource: Resource, context: Context) -> Lowered:
             failed=f"run {spec.run} has not succeeded on this target; see: mlspec runs TrainingJob/{spec.job}"
         )
     result = fact.results["train"]
+    accepted = [one for one in (job.output, (job.output or {}).get("previous")) if one]
     record = {
         "run": spec.run,
         "path": f"runs/{spec.run}/train/model",
         "reference": f"runs/{spec.run}/train/reference.json",
         "inputs": result["inputs"],
         "metrics": result["metrics"],
+        "views": next((one.get("views", {}) for one in accepted if one["run"] == spec.run), {}),
         "requirements": list((job.output or {}).get("requirements", [])),
         "history": [spec.run],
     }

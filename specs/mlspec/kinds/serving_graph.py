@@ -11,7 +11,7 @@ from mlspec import rules
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, CodeUse, Context, Lowered
 from mlspec.kinds.function import Bound, FunctionUse, bind, inline, use_reference
-from mlspec.kinds.training_job import Resources, check_resources, pool_reference
+from mlspec.kinds.training_job import Resources, check_resources, definition, pool_reference
 from mlspec.manifest import digest
 from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Share
 from mlspec.workload import JSON, Service, Step, Trigger
@@ -360,15 +360,13 @@ def lower(resource: Resource, context: Context) -> Lowered:
         return Lowered(waits=tuple(waits))
     switch = context.facts.latest("switch", resource.name)
     chosen = {name: served(one, switch) for name, one in models.items()}
+    asked = {name: _as_trained(name, definition(one), chosen.values()) for name, one in views.items()}
     requirements = {one for model in models.values() for one in model.get("requirements", [])}
     requirements |= {one for function in functions.values() for one in function.requirements}
     document = {
         "spec": spec.document(),
         "models": {name: {"run": one["run"], "path": one["path"]} for name, one in chosen.items()},
-        "views": {
-            name: {"spec": one["spec"], "dataset": one["dataset"]["spec"], "sets": one["sets"]}
-            for name, one in views.items()
-        },
+        "views": asked,
         "code": {name: one.document for name, one in functions.items()},
     }
     service = Service(
@@ -386,12 +384,40 @@ def lower(resource: Resource, context: Context) -> Lowered:
         concurrency=spec.scale.concurrency,
     )
     runs = ", ".join(one["run"] for one in chosen.values())
+    if switch and any(chosen[name] is not one for name, one in models.items()):
+        runs += (
+            f", switched from {switch.run}: {switch.reason}"
+            if switch.reason
+            else f", switched from {switch.run}"
+        )
     return Lowered(
         version=digest(document)[:8],
         output={"models": models, "views": views},
         workloads=(service,),
         note=f"model {runs}" if runs else "",
     )
+
+
+def _as_trained(name: str, view: JSON, models: Iterable[JSON]) -> JSON:
+    """The view with the newest data; or as the model was trained with it, while its definition is another now.
+
+    So a changed feature reaches the graph together with the model that has learned it, and not at all when that model
+    does not pass its gates.
+    """
+    for model in models:
+        trained: JSON | None = model.get("views", {}).get(name)
+        if trained is not None and _meaning(trained) != _meaning(view):
+            return trained
+    return view
+
+
+def _meaning(view: JSON) -> JSON:
+    source = {key: view["dataset"].get(key) for key in ("key", "time")}
+    return {
+        "spec": view["spec"],
+        "source": source,
+        "sets": {name: one["spec"] for name, one in view["sets"].items()},
+    }
 
 
 def served(model: JSON, switch: Trigger | None) -> JSON:

@@ -466,15 +466,18 @@ def lower(resource: Resource, context: Context) -> Lowered:
     data = moved(spec.data, trigger.at, trigger.window) if trigger else spec.data
     function = bind(spec.function, resource, context)
     inputs: dict[str, JSON] = {}
-    versions: dict[str, Any] = {}
+    versions: dict[str, Any] = {"data": {name: use.document() for name, use in data.items()}}
+    views: dict[str, JSON] = {}
     waits: list[str] = []
     for name, use in data.items():
         source = context.of("FeatureView", use.view) if use.view else context.of("Dataset", use.dataset or "")
         if source.output is None:
             waits.append(f"FeatureView/{use.view}" if use.view else f"Dataset/{use.dataset}")
             continue
-        versions[f"data {name}"] = [use.document(), source.version]
+        versions[f"view {use.view}" if use.view else f"dataset {use.dataset}"] = source.version
         view = source.output if use.view else None
+        if use.view and view:
+            views[use.view] = definition(view)
         inputs[name] = {
             "use": use.document(),
             "dataset": view["dataset"] if view else source.output,
@@ -482,7 +485,7 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "as_of": trigger.at if trigger else None,
         }
     if waits:
-        return dataclasses.replace(keep, waits=tuple(dict.fromkeys(waits)))
+        return dataclasses.replace(keep, waits=tuple(dict.fromkeys(waits)), engine=spec.engine.choice)
     parts = {
         "code": function.identity,
         "parameters": dict(spec.parameters),
@@ -529,14 +532,16 @@ def lower(resource: Resource, context: Context) -> Lowered:
     fact = facts.run(name)
     if fact is None or fact.phase != "succeeded":
         failed = fact.message if fact and fact.phase == "failed" else ""
-        return dataclasses.replace(keep, workloads=(run, *keep.workloads), waits=(name,), failed=failed)
+        because = f"{trigger.reason or 'retraining asked for'}, at {trigger.at}" if trigger else ""
+        workloads = (run, *keep.workloads)
+        return dataclasses.replace(keep, workloads=workloads, waits=(name,), failed=failed, because=because)
     result = fact.results["train"]
     judged = verdicts(spec.gates, result)
     if not all(one.passed for one in judged):
         reasons = "; ".join(one.sentence for one in judged if not one.passed)
-        return dataclasses.replace(
-            keep, workloads=(run, *keep.workloads), failed=f"run {name} did not pass its gates: {reasons}"
-        )
+        stays = f"; {'it' if live['run'] == name else live['run']} keeps serving" if live else ""
+        failed = f"run {name} does not pass its gates: {reasons}{stays}"
+        return dataclasses.replace(keep, workloads=(run, *keep.workloads), failed=failed)
     if live and (live["run"] == name or live.get("rejected") == name):
         return dataclasses.replace(keep, workloads=(run, *keep.workloads))
     promoted = {
@@ -545,6 +550,7 @@ def lower(resource: Resource, context: Context) -> Lowered:
         "reference": f"runs/{name}/train/reference.json",
         "inputs": result["inputs"],
         "metrics": result["metrics"],
+        "views": views,
         "requirements": list(function.requirements),
         "previous": _without_history(live) if live else None,
         "history": [*(live or {}).get("history", [])[-19:], name],
@@ -552,6 +558,14 @@ def lower(resource: Resource, context: Context) -> Lowered:
     }
     promotion = _keep(resource.name, promoted)
     return dataclasses.replace(promotion, workloads=(run, *promotion.workloads))
+
+
+def definition(view: JSON) -> dict[str, Any]:
+    """A view as serving needs it: the question, the sets that it asks, and the times and keys of its dataset."""
+    source = {
+        key: value for key, value in view["dataset"]["spec"].items() if key not in ("checks", "refresh")
+    }
+    return {"spec": view["spec"], "dataset": source, "sets": view["sets"]}
 
 
 def _keep(job: str, record: JSON | None) -> Lowered:
