@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
         expressions=dataset.expressions,
         lower=dataset.lower,
         code=dataset.code,
+        columns=(("Snapshot", ".status.version"),),
     ),
     "FeatureSet": Kind(
         feature_set.FeatureSetSpec,
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
         check=feature_set.check,
         expressions=feature_set.expressions,
         lower=feature_set.lower,
+        columns=(("Dataset", ".spec.dataset"),),
     ),
     "FeatureView": Kind(
         feature_view.FeatureViewSpec,
@@ -44,11 +46,13 @@ KINDS: dict[str, Kind] = {
         check=feature_view.check,
         expressions=feature_view.expressions,
         lower=feature_view.lower,
+        columns=(("Asks", ".spec.ask.dataset"),),
     ),
     "Function": Kind(
         function.FunctionSpec,
         check=function.check,
         code=function.code,
+        columns=(("Code", ".spec.code"),),
     ),
     "TrainingJob": Kind(
         training_job.TrainingJobSpec,
@@ -57,18 +61,24 @@ KINDS: dict[str, Kind] = {
         expressions=training_job.expressions,
         lower=training_job.lower,
         code=training_job.code,
+        columns=(("Run", ".status.version"),),
     ),
     "Pipeline": Kind(
         pipeline.PipelineSpec,
         references=pipeline.references,
         check=pipeline.check,
         lower=pipeline.lower,
+        columns=(("Schedule", ".spec.schedule"),),
     ),
     "Model": Kind(
         model.ModelSpec,
         references=model.references,
         check=model.check,
         lower=model.lower,
+        columns=(
+            ("Job", ".spec.job"),
+            ("Run", ".status.version"),
+        ),
     ),
     "ServingGraph": Kind(
         serving_graph.ServingGraphSpec,
@@ -76,6 +86,7 @@ KINDS: dict[str, Kind] = {
         check=serving_graph.check,
         lower=serving_graph.lower,
         code=serving_graph.code,
+        columns=(("Version", ".status.version"),),
     ),
     "MonitoringPolicy": Kind(
         monitoring_policy.MonitoringPolicySpec,
@@ -83,11 +94,16 @@ KINDS: dict[str, Kind] = {
         check=monitoring_policy.check,
         expressions=monitoring_policy.expressions,
         lower=monitoring_policy.lower,
+        columns=(
+            ("Graph", ".spec.graph"),
+            ("Window", ".spec.window"),
+        ),
     ),
     "ResourcePool": Kind(
         resource_pool.ResourcePoolSpec,
         check=resource_pool.check,
         lower=resource_pool.lower,
+        columns=(("Cohort", ".spec.cohort"),),
     ),
     "Receiver": Kind(
         receiver.ReceiverSpec,

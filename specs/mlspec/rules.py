@@ -177,3 +177,9 @@ def name_length(resource: Resource, on_kubernetes: bool) -> Iterator[Problem]:
         yield Problem(
             "name-length", message, ("metadata", "name"), hint, "error" if on_kubernetes else "warning"
         )
+
+
+def longest_name(kind: str) -> int:
+    """The longest name of a kind that fits on Kubernetes with the default engine."""
+    _, limit, added = _BUDGETS.get(kind, ("", 63, 0))
+    return limit - added

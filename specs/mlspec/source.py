@@ -141,6 +141,18 @@ def fixed(text: str) -> str:
     return text
 
 
+def yaml_text(value: Any) -> str:
+    """Plain data as YAML that every tool reads the same."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
+
+
+class _Dumper(yaml.SafeDumper):
+    """No anchors: repeated data is written again."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def place(document: Document, problem: Problem) -> Diagnostic:
     """The problem with its place in the text."""
     mark = locate(document, problem.path, problem.on_key)
@@ -362,7 +374,11 @@ class _Builder:
             message = f"key `{text}` is {found.reading}"
             self.error("ambiguous-scalar", message, node, f'write "{text}" in quotes')
             return text
-        if found.__class__ is not str and text not in ("true", "false") and str(found) != text:
+        if not (
+            found.__class__ is str
+            or text in ("true", "false")
+            or (found.__class__ is int and str(found) == text)
+        ):
             self.error("yaml-key", f"key `{text or 'null'}` is not text", node, f'write "{text}" in quotes')
             return text
         if len(_KEYS) > _MEMO:
@@ -407,7 +423,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _OTHER_BASE = re.compile(r"[-+]?0(b[01_]+|o[0-7_]+|x[0-9a-fA-F_]+)")
 _UNDERSCORED = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
-_SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+_SEXAGESIMAL = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([Tt \t].*)?")
 
 
@@ -538,11 +554,16 @@ def _syntax_error(error: yaml.YAMLError | _TooDeep, text: str, path: str, shift:
     context = str(getattr(error, "context", None) or "")
     mark = getattr(error, "problem_mark", None)
     opening = getattr(error, "context_mark", None)
-    if mark is None or (
-        opening and re.search("quoted scalar|flow (sequence|mapping|node)|simple key", context)
-    ):
+    if mark is None or (opening and re.search("quoted scalar|flow (sequence|mapping)|simple key", context)):
         mark = opening  # where it begins, not where the parser gave up
-    place = Mark(path, mark.line + 1 + shift, mark.column + 1) if mark else Mark(path, shift + 1)
+    place = Mark(path, shift + 1)
+    if mark is not None:
+        written = len(text.rstrip())
+        if mark.index >= written:  # the end of the text: show the last thing that is there
+            place = _mark_of_offset(text[: max(0, written - 1)], path)
+            place = Mark(path, place.line + shift, place.column)
+        else:
+            place = Mark(path, mark.line + 1 + shift, mark.column + 1)
     if isinstance(error, _TooDeep):
         return Diagnostic("error", "too-deep", f"nested deeper than {MAX_DEPTH} levels", place, "flatten it")
     problem = str(getattr(error, "problem", None) or error)
