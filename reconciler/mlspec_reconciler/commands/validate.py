@@ -95,6 +95,6 @@ def _print_text(
         click.echo(report.summary(diagnostics, len(texts)))
         return
     warnings = f"{report.summary(diagnostics, len(texts))} " if diagnostics else ""
-    ours = f"{verdict.resources} resource{'' if verdict.resources == 1 else 's'}"
+    ours = f"{verdict.resources:,} resource{'' if verdict.resources == 1 else 's'}"
     others = f"; {verdict.foreign} of other tools left alone" if verdict.foreign else ""
     click.echo(f"{warnings}{ours} valid{others}. Next: mlspec plan")
