@@ -53,14 +53,13 @@ class OneOf(Base):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> OneOf:
-        names = [to_camel(name.rstrip("_")) for name in self.CHOICES]
-        given = [to_camel(name.rstrip("_")) for name in self.CHOICES if getattr(self, name) is not None]
-        if len(given) != 1:
+        chosen = [name for name in self.CHOICES if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            names = [to_camel(name.rstrip("_")) for name in self.CHOICES]
+            given = [to_camel(name.rstrip("_")) for name in chosen]
             found = f"{' and '.join(given)} are set" if given else "none is set"
             raise PydanticCustomError(
-                "one_of",
-                "exactly one of {choices} is needed; {found}",
-                {"choices": ", ".join(names), "found": found},
+                "one_of", "exactly one of {choices} is needed; {found}", {"choices": ", ".join(names), "found": found}
             )
         return self
 
