@@ -29,6 +29,12 @@ class Object:
     """Its deletion was asked for and goes on; until it is gone, `create` and `apply` answer `Conflict`."""
 
 
+def key_of(body: Mapping[str, Any]) -> Key:
+    """The key of an object with this body."""
+    metadata = body["metadata"]
+    return Key(body["apiVersion"], body["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
 class Conflict(Exception):
     """The object changed since it was read, or exists already. Nothing was done."""
 

@@ -1,13 +1,11 @@
-"""`python drive.py HOME`: the supervisor with the tests' program and short delays."""
+"""`python drive.py HOME`: the supervisor with the tests' program, short delays, and `naps` in the place of the controller."""
 
-import faulthandler
-import signal
 import sys
 from pathlib import Path
 
 from mlspec_reconciler.clusters.local import lock
 from mlspec_reconciler.clusters.local.launch import Pace
-from mlspec_reconciler.clusters.local.supervisor import Supervisor
+from mlspec_reconciler.clusters.local.supervisor import Program, Supervisor
 
 PACE = Pace(
     idle=0.05,
@@ -21,10 +19,11 @@ PACE = Pace(
     silent=1.5,
 )
 
+NAPS = Program("naps", "naps", "applied.json")
+
 if __name__ == "__main__":
-    faulthandler.register(signal.SIGUSR1)
     home = Path(sys.argv[1])
     program = (sys.executable, str(Path(__file__).with_name("program.py")))
-    with lock.hold(home, 10.0) as mine:
+    with lock.hold(home, 10.0, lock.about(home / "store")) as mine:
         if mine:
-            Supervisor(home, home / "store", program, PACE, programs=()).run()
+            Supervisor(home, home / "store", program, PACE, programs=(NAPS,)).run()

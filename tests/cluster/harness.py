@@ -58,7 +58,10 @@ class Home:
         drive = str(Path(__file__).with_name("drive.py"))
         with log.open("ab") as file:
             argv = [sys.executable, drive, str(self.cluster.home)]
-            self.supervisor = subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+            self.supervisor = subprocess.Popen(
+                argv, stdout=file, stderr=file, env=environment, start_new_session=True
+            )
 
     def kill(self) -> None:
         """`kill -9` the supervisor, and only it."""

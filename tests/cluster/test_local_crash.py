@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 from cluster.harness import body, home, run_of, step
-from mlspec_reconciler.cluster import Unavailable
-from mlspec_reconciler.clusters.local import cluster as module
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 
 
@@ -138,18 +137,32 @@ def test_an_idle_supervisor_costs_nothing(tmp_path: Path) -> None:
         cluster.close()
 
 
-def test_a_supervisor_of_another_version_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an upgrade the old code must not go on for weeks."""
-    cluster = LocalCluster(tmp_path)
+def test_a_supervisor_that_would_do_otherwise_hands_over(tmp_path: Path) -> None:
+    """After an upgrade, or with a new storage root, the old one must not go on for weeks."""
+    cluster, moved = LocalCluster(tmp_path), LocalCluster(tmp_path, tmp_path / "elsewhere")
     try:
         first = cluster.wake()
-        monkeypatch.setattr(module.lock, "version", lambda: "another")
-        with pytest.raises(
-            Unavailable, match="did not start within 3 s"
-        ):  # the new one is of this version again
-            cluster.wake(3.0)
-        monkeypatch.undo()
-        assert cluster.wake() != first
+        second = moved.wake()
+        assert second != first
+        assert moved.wake() == second
     finally:
-        cluster.stop()
+        moved.stop()
         cluster.close()
+        moved.close()
+
+
+def test_the_controller_runs_as_long_as_something_is_applied(tmp_path: Path) -> None:
+    """It is started, restarted, adopted and ended like everything else."""
+    with home(tmp_path) as own:
+        (own.cluster.home / "applied.json").write_text("{}")
+        (first,) = own.wait(own.alive)
+        os.kill(first, signal.SIGKILL)
+        (second,) = own.wait(lambda: [pid for pid in own.alive() if pid != first])
+        own.kill()
+        own.start()
+        own.wait(lambda: own.cluster.awake)
+        own.create(run_of("r", step("r", "load")))
+        own.ended("r")
+        assert own.alive() == [second]
+        (own.cluster.home / "applied.json").unlink()
+        own.wait(lambda: not own.alive())

@@ -108,6 +108,7 @@ def test_a_successor_that_fails_leaves_the_old_process_alone(shared: Home) -> No
     assert ask(before["url"]) == {"value": 1, "pid": before["pid"]}
     shared.cluster.apply(service("kept", value=3, requirements=["pydantic>=2"]), {})
     shared.wait(lambda: shared.status("Service", "kept")["pid"] != before["pid"])
+    shared.wait(lambda: before["pid"] not in shared.alive())
     assert ask(shared.ready("kept")["url"])["value"] == 3
 
 

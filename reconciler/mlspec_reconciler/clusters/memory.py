@@ -14,15 +14,9 @@ from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Object
+from mlspec_reconciler.cluster import Conflict, Object, key_of
 
 JSON = Mapping[str, Any]
-
-
-def key_of(body: JSON) -> Key:
-    """The key of an object with this body."""
-    metadata = body["metadata"]
-    return Key(body["apiVersion"], body["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 class MemoryCluster:

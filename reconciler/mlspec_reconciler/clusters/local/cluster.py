@@ -13,7 +13,7 @@ from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Object, Unavailable
+from mlspec_reconciler.cluster import Conflict, Object, Unavailable, key_of
 from mlspec_reconciler.clusters.local import lock, processes
 from mlspec_reconciler.clusters.local.store import RunRecord, Store
 
@@ -50,7 +50,7 @@ class LocalCluster:
 
     def create(self, body: JSON, annotations: Mapping[str, str]) -> Object:
         """Create; `Conflict` when it exists."""
-        key = _key(body)
+        key = key_of(body)
         with self.store.write():
             old = self.store.get(key)
             if old is not None:
@@ -59,7 +59,7 @@ class LocalCluster:
 
     def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
         """Create or replace the body; with `version`, `Conflict` unless the live object has it."""
-        key = _key(body)
+        key = key_of(body)
         with self.store.write():
             old = self.store.get(key)
             if old is not None and old.deleting:
@@ -124,16 +124,17 @@ class LocalCluster:
         return lock.holder(self.home) is not None
 
     def wake(self, patience: float = 20.0) -> int:
-        """Start the supervisor unless it runs; returns its pid. A supervisor of another version is replaced.
+        """Start the supervisor unless it runs; returns its pid. A supervisor of another version, or with another storage
+        root, is replaced.
 
         Raises `Unavailable` when it does not start within `patience` seconds.
         """
-        log = self.home / "logs" / "supervisor.log"
+        log, about = self.home / "logs" / "supervisor.log", lock.about(self.root)
         until = time.monotonic() + patience
         while time.monotonic() < until:
             holder = lock.holder(self.home)
             started = self._supervisor if self._supervisor and self._supervisor.poll() is None else None
-            if holder is not None and holder.version == lock.version():
+            if holder is not None and holder.about == about:
                 if started is None or started.pid == holder.pid:
                     return holder.pid  # otherwise wait until ours has seen that it came too late
             elif holder is not None:
@@ -184,16 +185,11 @@ class LocalCluster:
 
     def _stopped(self, grace: float) -> bool:
         """Whether no supervisor runs; then the processes that one left behind are ended."""
-        with lock.hold(self.home, 0.05) as mine:
+        with lock.hold(self.home, 0.05, "stops") as mine:
             if mine:
                 processes.end_marked(self.store.id, grace)
                 self.store.clear()
         return mine
-
-
-def _key(body: JSON) -> Key:
-    metadata = body["metadata"]
-    return Key(body["apiVersion"], body["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 def _signal(pid: int, number: int) -> None:

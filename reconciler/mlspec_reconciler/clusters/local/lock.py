@@ -25,7 +25,8 @@ class Holder:
     """The supervisor that runs."""
 
     pid: int
-    version: str
+    about: str
+    """Version of mlspec and storage root: what another supervisor would do differently."""
 
 
 def version() -> str:
@@ -36,8 +37,13 @@ def version() -> str:
         return "unknown"
 
 
+def about(root: Path) -> str:
+    """What a supervisor of this version with this storage root says about itself."""
+    return f"{version()} {root.absolute()}"
+
+
 @contextmanager
-def hold(home: Path, patience: float) -> Iterator[bool]:
+def hold(home: Path, patience: float, about: str) -> Iterator[bool]:
     """Hold the lock and write down who does; yields False when another process keeps it for `patience` seconds."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / NAME).open("a+") as file:
@@ -48,7 +54,7 @@ def hold(home: Path, patience: float) -> Iterator[bool]:
                 return
             time.sleep(0.02)
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "born": _born(os.getpid()), "version": version()}))
+        file.write(json.dumps({"pid": os.getpid(), "born": _born(os.getpid()), "about": about}))
         file.flush()
         yield True
         file.truncate(0)
@@ -65,7 +71,7 @@ def holder(home: Path) -> Holder | None:
         return None
     if not found or abs(_born(found["pid"]) - found["born"]) > 5:  # the text of a holder before this one
         return None
-    return Holder(found["pid"], found["version"])
+    return Holder(found["pid"], found["about"])
 
 
 def held(path: Path) -> bool:

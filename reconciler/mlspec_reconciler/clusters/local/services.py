@@ -1,7 +1,7 @@
 """Services: keep one server per Service object running, reachable on one port, and follow changes without a gap.
 
 A changed document is written to the task file, which the server polls. What a running process cannot follow (requirements,
-subject, port, mlspec's own version: its *generation*) starts a second server beside the first one, on the same port
+subject, port, mlspec's own version, the storage root: its *generation*) starts a second server beside the first one, on the same port
 (SO_REUSEPORT); the first ends when the second is ready.
 """
 
@@ -27,6 +27,8 @@ JSON = Mapping[str, Any]
 Phase = Literal["starting", "ready", "degraded", "failed", "stopped"]
 HOPELESS = 3
 """A service that was never ready is called failed after so many ends; it is still tried again."""
+FIRST_PORT, PORTS = 20_000, 10_000
+"""Where ports are looked for when a service asks for none."""
 MISSES = 3
 """A ready service is called degraded after so many bad answers in a row."""
 
@@ -59,31 +61,40 @@ class _Server:
 class Ports:
     """The ports of this home's services, so that two of them never share one."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path) -> None:
+        self._home = str(home)
         self._owners: dict[int, Owner] = {}
 
     def take(self, owner: Owner, wanted: int | None, before: int | None, running: bool) -> int:
         """A port for a service: the wanted one, else the one it had, else a free one. Raises OSError with the reason.
 
-        `running`: a server of this service listens already.
+        `running`: a server of this service listens on that port already.
         """
-        held = {port for port, one in self._owners.items() if one == owner}
         if wanted is not None:
             other = self._owners.get(wanted, owner)
             if other != owner:
                 raise OSError(f"port {wanted} belongs to {other.kind} {other.name}; choose another one")
-            if wanted not in held and not running and not _is_free(wanted):
+            if not running and not _is_free(wanted):
                 raise OSError(f"port {wanted} is taken by another program; choose another one or stop it")
         elif (
-            before is not None
-            and self._owners.get(before, owner) == owner
-            and (running or before in held or _is_free(before))
+            before is not None and self._owners.get(before, owner) == owner and (running or _is_free(before))
         ):
             wanted = before
         else:
-            wanted = _free_port()
+            wanted = self._free(owner)
         self._owners[wanted] = owner
         return wanted
+
+    def _free(self, owner: Owner) -> int:
+        """A free port below those that the system gives to clients, and the same for the same service each time."""
+        first = int(digest([self._home, owner.name])[:8], 16)
+        for number in range(200):
+            port = FIRST_PORT + (first + number) % PORTS
+            if port not in self._owners and _is_free(port):
+                return port
+        raise OSError(
+            f"none of 200 ports between {FIRST_PORT} and {FIRST_PORT + PORTS} is free; set a `port`"
+        )
 
     def claim(self, owner: Owner, port: int) -> None:
         """Note the port of a server that runs already."""
@@ -120,6 +131,7 @@ class ServiceWorker:
         self._current: _Server | None = None
         self._next: _Server | None = None
         self._tokens: list[str] = []
+        self._trim_at = 0.0
         self._told = ""
         """Digest of the document in the task file of this generation."""
         self.update(service)
@@ -146,7 +158,12 @@ class ServiceWorker:
         self._step = StepSpec.read(spec["step"])
         self._wanted_port: int | None = spec.get("port")
         self._ready_path = str(spec.get("readyPath", "/v2/health/ready"))
-        told = [self._step.subject, self._step.requirements, self._wanted_port, lock.version()]
+        told = [
+            self._step.subject,
+            self._step.requirements,
+            self._wanted_port,
+            lock.about(self._launcher.root),
+        ]
         self._generation = digest(told)[:12]
         self._document = digest(self._step.document)[:12]
 
@@ -157,6 +174,9 @@ class ServiceWorker:
             self._tick_next(self._next, now)
         if self._current is not None:
             self._tick_current(self._current, now)
+        if now >= self._trim_at:
+            self._trim_at = now + 60.0
+            processes.trim(self._launcher.log(self.owner, self._step.name))
         if self._current is None and self._next is not None:
             self._current, self._next = self._next, None
         outdated = self._current is not None and self._current.generation != self._generation
@@ -196,6 +216,8 @@ class ServiceWorker:
                 self._failures = 0
         elif server.ready_since is not None and now - server.answered > self._launcher.pace.silent:
             self._message = f"gave no answer for {self._launcher.pace.silent:g} s"
+            if server.running.process is not None:
+                server.running.process.sweep()  # it would not hear a SIGTERM, and takes requests on the shared port
             self._count_failure(now)
             self._leaving.append(server)
             self._current = None
@@ -372,18 +394,18 @@ class ServiceWorker:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Whether nobody listens on the port and a server may; closed connections that the kernel still remembers do not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        if client.connect_ex((HOST, port)) == 0:
+            return False
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            probe.bind((HOST, port))
+            server.bind((HOST, port))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False
             raise
     return True
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

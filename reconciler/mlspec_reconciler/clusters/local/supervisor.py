@@ -17,9 +17,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mlspec.manifest import Key
 from mlspec_reconciler.cluster import Object, Unavailable
@@ -32,6 +33,7 @@ from mlspec_reconciler.clusters.local.schedules import ScheduleWorker
 from mlspec_reconciler.clusters.local.services import Ports, ServiceWorker
 from mlspec_reconciler.clusters.local.store import Store
 
+T = TypeVar("T")
 RUNTIME = (sys.executable, "-P", "-m", "mlspec_runtime")
 PAUSE = 5.0
 """Seconds before a worker that raised what it should not is tried again."""
@@ -93,7 +95,7 @@ class Supervisor:
         self._pace = pace or Pace()
         self.store = Store(self.home / "state.db")
         launcher = self._launcher = Launcher(self.store, self.home, root.absolute(), program, self._pace)
-        environments, prober, ports = Environments(launcher), Prober(), Ports()
+        environments, prober, ports = Environments(launcher), Prober(), Ports(self.home)
         self._makers: dict[str, Callable[[Object], Worker]] = {
             "Run": lambda one: RunWorker(launcher, environments, one),
             "Service": lambda one: ServiceWorker(launcher, environments, prober, ports, one),
@@ -164,18 +166,25 @@ class Supervisor:
                 self._open(one)
             elif desk.wanted.body != one.body or one.deleting != desk.wanted.deleting:
                 desk.wanted, desk.due = one, 0.0
-                desk.worker.update(one)
+                self._guard(one, partial(desk.worker.update, one))
         self._seen = newest
 
     def _open(self, one: Object) -> None:
         maker = self._makers.get(one.key.kind)
         if maker is None:  # a Record
             return
+        worker = self._guard(one, partial(maker, one))
+        if worker is not None:
+            self._desks[one.key] = _Desk(one, worker)
+
+    def _guard(self, one: Object, read: Callable[[], T]) -> T | None:
+        """`read` the body of an object; one that our engine has not made fails, and what runs for it goes on."""
         try:
-            self._desks[one.key] = _Desk(one, maker(one))
-        except (KeyError, TypeError, ValueError) as error:  # not made by our engine
+            return read()
+        except (KeyError, TypeError, ValueError) as error:
             message = f"not a {one.key.kind} of this version: {type(error).__name__} {error}"
             self.store.set_status(one.uid, {"phase": "failed", "message": message})
+            return None
 
     def _look(self, key: Key, desk: _Desk, now: float) -> None:
         try:
@@ -226,9 +235,9 @@ class _Keeper:
         elif not running.alive():
             self._launcher.store.ended(running.child.token)
             self._running = None
-            lived = now - running.child.started
-            self._failures = 1 if lived > self._launcher.pace.settled else self._failures + 1
-            self._retry_at = now + self._launcher.pace.backoff(self._failures)
+            if now - running.child.started > self._launcher.pace.settled:
+                self._failures = 0
+            self._fail(now)
         elif not wanted and running.process is not None:
             running.process.end(now, self._launcher.pace.grace)
 
@@ -237,7 +246,15 @@ class _Keeper:
         argv = [sys.executable, "-P", "-m", self._program.module, "--home", str(home)]
         owner = Owner("", "Supervisor", self._program.name)
         detail = {"program": self._program.name}
-        self._running = self._launcher.start(owner, self._program.name, argv, home, detail=detail)
+        try:
+            self._running = self._launcher.start(owner, self._program.name, argv, home, detail=detail)
+        except OSError as error:
+            print(f"{self._program.name} does not start: {error}", file=sys.stderr, flush=True)
+            self._fail(now)
+
+    def _fail(self, now: float) -> None:
+        self._failures += 1
+        self._retry_at = now + self._launcher.pace.backoff(self._failures)
 
 
 def _place(home: Path) -> int:
@@ -254,9 +271,10 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--root", type=Path, help="storage root; HOME/store by default")
     arguments = parser.parse_args()
-    with lock.hold(arguments.home, 0.5) as mine:
+    root = arguments.root or arguments.home / "store"
+    with lock.hold(arguments.home, 0.5, lock.about(root)) as mine:
         if mine:
-            Supervisor(arguments.home, arguments.root or arguments.home / "store").run()
+            Supervisor(arguments.home, root).run()
     return 0
 
 
