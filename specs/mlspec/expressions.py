@@ -174,8 +174,16 @@ def _parse(text: str) -> Expression:
         _check(node, text)
         if isinstance(node, exp.Column):
             columns.add(node.name)
-    sql = tree.sql(dialect="duckdb", identify=True, comments=False)
+    sql = _print(tree)
+    if (
+        _print(_tree(sql)) != sql
+    ):  # it repairs some texts, such as a lone @; what is run must be what was read
+        raise _Refused("not a SQL expression", 0)
     return Expression(text, frozenset(columns), sql, tree=tree)
+
+
+def _print(tree: exp.Expr) -> str:
+    return tree.sql(dialect="duckdb", identify=True, comments=False)
 
 
 def _tree(text: str) -> exp.Expr:
@@ -256,7 +264,9 @@ def _check(node: exp.Expr, text: str) -> None:
                 problem = f"{node.sql(dialect='duckdb')} names a table; columns stand alone"
                 raise _Refused(problem, _offset(node, text), f"write {node.name}")
         case exp.In():
-            if any(node.args.get(key) for key in ("query", "unnest", "field")):
+            if node.args.get("query"):
+                _check(node.args["query"], text)
+            if node.args.get("unnest") or node.args.get("field"):
                 problem = "IN takes a list of values in parentheses"
                 raise _Refused(problem, _offset(node, text), "such as carrier IN ('AA', 'UA')")
         case exp.DataType():

@@ -119,9 +119,12 @@ def questions(plan: ViewPlan) -> dict[str, Expression | str]:
 
 
 def answer(
-    plan: ViewPlan, found: Mapping[str, pa.Array], paths: Mapping[str, Path]
+    plan: ViewPlan, found: Mapping[str, pa.Array], sources: Mapping[str, Path | pa.Table]
 ) -> tuple[dict[str, pa.Array], pa.Array]:
-    """Features for evaluated questions (see `questions`), and the moments of the questions."""
+    """Features for evaluated questions (see `questions`), and the moments of the questions.
+
+    `sources`: the events of each set, sorted, or the folder that holds them.
+    """
     moment, asked = values.microseconds(found["at"], "the moment of the question")
     features: dict[str, pa.Array] = {}
     for number, use in enumerate(plan.uses):
@@ -129,7 +132,8 @@ def answer(
             features[use.name] = found[f"row {use.name}"]
             continue
         keys = [found[f"use {number} {place}"] for place in range(len(use.key))]
-        table = read(paths[use.set], use)
+        source = sources[use.set]
+        table = source if isinstance(source, pa.Table) else read(source, use)
         features |= answer_set(use, table, keys, moment, asked)
     return features, pa.array(moment, mask=~asked).cast(values.UTC_TIME)
 

@@ -27,7 +27,7 @@ from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec_runtime.dataset import columns as dataset_columns
 from mlspec_runtime.features import definition, exact, join, materialise, rowwise, store, values
-from mlspec_runtime.features.definition import EVENT, ID, KNOWN, WHOLE, Aggregate, RowUse, SetUse
+from mlspec_runtime.features.definition import EVENT, ID, KNOWN, WHOLE, Aggregate, RowUse, SetUse, ViewPlan
 from mlspec_runtime.task import TaskError
 
 Ints = npt.NDArray[np.int64]
@@ -57,12 +57,11 @@ def ingest(folder: Path, rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
     opened = store.Store(folder / materialise.ONLINE)
     try:
         found = found.cast(opened.schema)
-        packed = found.select([EVENT, KNOWN, *plan.inputs, ID])
+        packed = store.pack_rows(found.select(opened.packed.names))
         keys = zip(*(store.plain_values(found[column]) for column in plan.key), strict=True)
-        identities = found[ID].to_pylist()
         events: dict[str, list[tuple[int, bytes]]] = {}
-        for row, (key, identity) in enumerate(zip(keys, identities, strict=True)):
-            events.setdefault(store.key_text(key), []).append((identity, store.pack(packed.slice(row, 1))))
+        for key, identity, data in zip(keys, found[ID].to_pylist(), packed, strict=True):
+            events.setdefault(store.key_text(key), []).append((identity, data))
         return opened.add(_fresh(opened, events))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TaskError(f"the rows do not fit the set {meta['set']}: {error}") from None
@@ -238,6 +237,19 @@ class _Compiled:
     kinds: Mapping[str, str] = field(default_factory=dict)
 
 
+def declared(plan: ViewPlan, ask: DatasetSpec, types: Mapping[str, str]) -> dict[str, str | None]:
+    """Columns of the asking row that a view reads -> their type in the spec language, or None where nobody has said it."""
+    known = dict(types) | {name: column.type for name, column in ask.columns.items()}
+    if ask.time is not None:
+        known |= {name: "timestamp" for name in (ask.time.event, ask.time.known) if name}
+    return {name: known.get(name) for name in sorted(plan.columns)}
+
+
+def kinds_of(plan: ViewPlan, ask: DatasetSpec, types: Mapping[str, str]) -> dict[str, str | None]:
+    """The same as names of `values.TYPES`."""
+    return {name: _KIND.get(kind or "") for name, kind in declared(plan, ask, types).items()}
+
+
 class ViewReader:
     """Serves one FeatureView. Safe to call from several threads; construction opens the stores and checks the types."""
 
@@ -251,13 +263,9 @@ class ViewReader:
         """`sets`: name -> (spec, folder of its materialised version). `types`: column -> type of the asking dataset's
         snapshot (`schema` in its snapshot.json), for columns that the spec does not declare."""
         self.plan = definition.view_plan(view, ask, {name: spec for name, (spec, _) in sets.items()})
-        declared = {name: column.type for name, column in ask.columns.items()}
-        known = dict(types or {}) | declared
-        if ask.time is not None:
-            known |= {name: "timestamp" for name in (ask.time.event, ask.time.known) if name}
-        self.inputs: dict[str, str | None] = {name: known.get(name) for name in sorted(self.plan.columns)}
+        self.inputs = declared(self.plan, ask, types or {})
         """Columns that a request needs -> type of the spec language; None where nobody has said it."""
-        self._kinds = {name: _KIND[kind] for name, kind in self.inputs.items() if kind in _KIND}
+        self._kinds = {name: kind for name, kind in kinds_of(self.plan, ask, types or {}).items() if kind}
         self._zone = ZoneInfo(ask.time.timezone) if ask.time and ask.time.timezone else ZoneInfo("UTC")
         self.names = self.plan.names
         """The features, in order."""
@@ -289,7 +297,7 @@ class ViewReader:
             raise ValueError(
                 f"the request has no column {', '.join(missing)}; the view reads {', '.join(self.inputs)}"
             )
-        kinds = {name: self._kinds.get(name) or _guess(given[name]) for name in self.inputs}
+        kinds = {name: self._kinds.get(name) or guess(given[name]) for name in self.inputs}
         row = {name: rowwise.read_column(given[name], kind, self._zone, name) for name, kind in kinds.items()}
         wrong = next((name for name, one in row.items() if len(one) != rows), None)
         if wrong is not None:
@@ -458,7 +466,7 @@ _KIND = {
 _ANY: dict[str, Any] = {"int64": 0, "double": 0.5, "string": "", "boolean": False, "date": 0, "timestamp": 0}
 
 
-def _guess(given: Array | Sequence[Any]) -> str:
+def guess(given: Array | Sequence[Any]) -> str:
     """Type of a column that the spec does not declare."""
     array = given if isinstance(given, np.ndarray) else np.asarray(given)
     match array.dtype.kind:

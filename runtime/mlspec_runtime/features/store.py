@@ -1,7 +1,7 @@
 """The online store of a set: one SQLite file beside its events. `materialise` creates it, `online` reads it, `ingest` adds.
 
 Two tables. `base` has one packed row per key (its materialised events as an Arrow stream), so a key is one lookup. `late` has what
-was ingested since, one row per event under its identity, so a delivery that is repeated changes nothing, and the order of
+was ingested since, one row per event (msgpack) under its identity, so a delivery that is repeated changes nothing, and the order of
 deliveries does not matter. `late.seq` tells readers which keys have changed.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -87,6 +89,21 @@ def pack(events: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
+def _from_text(key: list[Any], schema: pa.Schema, count: int) -> list[Any]:
+    """Key values of `key_text`, back in their types."""
+    dated = [pa.types.is_date(one.type) for one in list(schema)[:count]]
+    return [date.fromisoformat(one) if is_date else one for one, is_date in zip(key, dated, strict=True)]
+
+
+def pack_rows(events: pa.Table) -> list[bytes]:
+    """Each event by itself: its values as a msgpack list, times and dates as numbers."""
+    columns = [
+        plain_values(events[one.name].cast(pa.int32()) if pa.types.is_date(one.type) else events[one.name])
+        for one in events.schema
+    ]
+    return [msgspec.msgpack.encode(row) for row in zip(*columns, strict=True)]
+
+
 class Store:
     """One connection to a store, for one thread at a time."""
 
@@ -99,19 +116,37 @@ class Store:
         schema = self._session.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()[0]
         self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(schema))
         """Columns of the events, the key's first."""
+        self.packed = pa.schema([one for one in self.schema][self.schema.get_field_index(EVENT) :])
+        """The same without the key, as they are packed."""
 
     def events(self, key: str) -> pa.Table | None:
         """All events of a key, not sorted, or None without any."""
         base = self._session.execute("SELECT data FROM base WHERE key = ?", (key,)).fetchone()
         late = self._session.execute("SELECT data FROM late WHERE key = ?", (key,)).fetchall()
-        parts = [pa.ipc.open_stream(data).read_all() for (data,) in ([base] if base else []) + late]
+        parts = [pa.ipc.open_stream(base[0]).read_all()] if base else []
+        if late:
+            rows = zip(*(msgspec.msgpack.decode(data) for (data,) in late), strict=True)
+            parts.append(
+                pa.table(
+                    [pa.array(one, field.type) for one, field in zip(rows, self.packed, strict=True)],
+                    self.packed,
+                )
+            )
         if not parts:
             return None
-        if len(parts) == 1:
-            return parts[0]
-        together = pa.concat_tables(parts)
-        _, first = np.unique(np.asarray(together[ID]), return_index=True)
-        return together.take(pa.array(np.sort(first)))
+        return pa.concat_tables(parts)
+
+    def late(self) -> pa.Table:
+        """What was ingested since the set was materialised, with its keys; not sorted."""
+        rows = self._session.execute("SELECT key, data FROM late").fetchall()
+        count = len(self.schema) - len(self.packed)
+        columns: list[list[Any]] = [[] for _ in self.schema]
+        for key, data in rows:
+            values = (*_from_text(orjson.loads(key), self.schema, count), *msgspec.msgpack.decode(data))
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        arrays = [pa.array(one, field.type) for one, field in zip(columns, self.schema, strict=True)]
+        return pa.table(arrays, self.schema)
 
     def changed(self) -> list[str]:
         """Keys with new events since the last call; empty and cheap if nobody has written."""
