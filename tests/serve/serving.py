@@ -63,10 +63,11 @@ def task(steps: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     own = {
         key: more.pop(key) for key in ("models", "code", "views", "port", "generation", "name") if key in more
     }
-    return {
+    document: dict[str, Any] = {
         "subject": "serve", "step": "serve", "name": "g", "host": "127.0.0.1", "port": 0, "generation": 1,
-        "models": {}, "views": {}, "code": {}, "spec": {"steps": steps, **more}, **own,
+        "models": {}, "views": {}, "code": {}, "spec": {"steps": steps, **more},
     }  # fmt: skip
+    return document | own
 
 
 def v2(rows: int = 1, **columns: list[Any]) -> dict[str, Any]:

@@ -281,6 +281,33 @@ def test_a_fallback_runs_only_instead(root: Path) -> None:
     assert run.models == ("m10-1",)
 
 
+def test_a_fallback_takes_what_the_failed_step_had(root: Path) -> None:
+    """Unless it says `after`: instead means with the same input."""
+    show = "def step(columns):\n    return columns\n"
+    graph: dict[str, Any] = {
+        "scale": {"python": "x"}, "main": {"python": "x", "after": ["scale"], "onError": {"goto": "other"}},
+        "other": {"python": "x"},
+    }  # fmt: skip
+    code = {"scale": SCALE, "main": FAIL, "other": show}
+    assert ask(plan(root, graph, code=code), {"a": [1.0]}) == {"a": [10.0]}
+    graph["add"] = {"python": "x"}
+    graph["other"]["after"] = ["add"]
+    add = "def step(columns):\n    return {'a': columns['a'] + 1}\n"
+    assert ask(plan(root, graph, code={**code, "add": add}), {"a": [1.0]}) == {"a": [2.0]}
+
+
+def test_a_python_step_cannot_change_what_others_see(root: Path) -> None:
+    """The log and other branches have the same columns; a changed one would be a wrong row somewhere else."""
+    new = "def step(columns):\n    columns['c'] = columns.pop('a') + 1\n    return columns\n"
+    made = plan(root, {"p": {"python": "x"}}, code={"p": new})
+    run = Run(request({"a": [1.0]}), len(made.names))
+    assert made.answer(run)["c"].tolist() == [2.0]
+    assert list(run.request.columns) == ["a"]
+    inplace = "def step(columns):\n    columns['a'] += 1\n    return columns\n"
+    with pytest.raises(Fault, match="read-only"):
+        ask(plan(root, {"p": {"python": "x"}}, code={"p": inplace}))
+
+
 def test_fallbacks_chain(root: Path) -> None:
     """The last one decides."""
     graph = {

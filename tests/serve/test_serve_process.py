@@ -54,9 +54,10 @@ def graph(value: int, **more: Any) -> dict[str, Any]:
 class Load:
     """Client threads with raw keep-alive connections; every answer that is not 200 is kept as a failure."""
 
-    def __init__(self, port: int, clients: int, reconnect: bool = False) -> None:
+    def __init__(self, port: int, clients: int, reconnect: bool = False, pause: float = 0.0) -> None:
         self.port = port
         self.reconnect = reconnect
+        self.pause = pause
         self.done = 0
         self.predictions: set[float] = set()
         self.failures: list[object] = []
@@ -93,6 +94,7 @@ class Load:
                 connection.close()
             if self.reconnect:
                 connection.close()
+            time.sleep(self.pause)
 
 
 def test_a_hundred_model_swaps_under_load_fail_no_request(server: s.Server) -> None:
@@ -164,7 +166,7 @@ def test_a_process_replacement_fails_no_request(tmp_path: Path) -> None:
     s.constant(tmp_path / "m1", 1)
     document = graph(1, port=s.free_port())
     old = s.start(tmp_path, document)
-    with Load(document["port"], 1, reconnect=True) as load, Load(document["port"], 1) as kept:
+    with Load(document["port"], 4, True, 0.005) as load, Load(document["port"], 2, False, 0.005) as kept:
         new = s.start(tmp_path, {**document, "generation": 2}, "second.json")
         time.sleep(0.2)
         assert old.stop() == 0

@@ -221,7 +221,8 @@ def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
         built[name] = PlanStep(
             name=name,
             slot=slots[name],
-            sources=tuple(slots[source] for source in shape.after[name]) or (0,),
+            sources=tuple(slots[one] for one in shape.after[name])
+            or (() if name in shape.fallbacks else (0,)),
             gated=name in shape.gated,
             call=call,
             merge=step.ensemble is None,
@@ -244,7 +245,7 @@ def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
         names=("request", *shape.order),
         respond=tuple(slots[name] for name in shape.respond),
         inputs=inputs,
-        outputs=(),
+        outputs={},
         models=runs,
         limits=Limits(spec.limits.max_in_flight, spec.limits.max_rows, spec.limits.max_bytes),
         sample=spec.log.sample,
@@ -354,7 +355,7 @@ def _warm(plan: Plan, resources: _Resources) -> None:
         answer = plan.answer(Run(v2.Request("warm", columns, 1, 0.0), len(plan.names)))
     except Fault:
         answer = {}
-    object.__setattr__(plan, "outputs", tuple((name, v2.datatype(values)) for name, values in answer.items()))
+    plan.outputs.update({name: v2.datatype(values) for name, values in answer.items()})
     for step in (*plan.steps, *plan.shadow):
         step.timing.reported = step.timing.seconds = 0.0
         step.timing.calls = step.timing.errors = 0

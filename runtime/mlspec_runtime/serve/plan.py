@@ -138,8 +138,8 @@ class Plan:
     """Slots of the answer: one, or several of which one runs."""
     inputs: Mapping[str, Input] | None
     """None accepts any."""
-    outputs: tuple[tuple[str, str], ...]
-    """Names and datatypes of the answer, as seen when the plan was warmed; empty when that was not possible."""
+    outputs: dict[str, str]
+    """Names and datatypes of the answer; filled when the plan is warmed, or by its first answer."""
     models: Mapping[str, str]
     """Name in the spec -> run."""
     limits: Limits
@@ -192,7 +192,7 @@ class Plan:
             try:
                 run.features = {}
                 output = run.values[step.slot] = self._settle(run, step, value)
-            except Fault:
+            except (Fault, Mixed):
                 continue
             if step.model is not None:
                 found.append((step.model.run, run.features, output))
