@@ -116,7 +116,7 @@ class Store:
         schema = self._session.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()[0]
         self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(schema))
         """Columns of the events, the key's first."""
-        self.packed = pa.schema([one for one in self.schema][self.schema.get_field_index(EVENT) :])
+        self.packed = pa.schema(list(self.schema)[self.schema.get_field_index(EVENT) :])
         """The same without the key, as they are packed."""
 
     def events(self, key: str) -> pa.Table | None:
