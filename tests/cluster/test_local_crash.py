@@ -94,6 +94,19 @@ def test_a_removed_home_ends_everything(tmp_path: Path) -> None:
         assert own.alive() == []
 
 
+def test_a_copied_project_leaves_the_first_one_alone(tmp_path: Path) -> None:
+    """People copy folders, with the store in it; what runs belongs to the place where it was started."""
+    with home(tmp_path / "first") as own:
+        own.create(body("Service", "s", port=None, readyPath="/", step=step("s", "serve", "serve")))
+        pid = own.ready("s")["pid"]
+        shutil.copytree(tmp_path / "first", tmp_path / "copy")
+        copy = LocalCluster(tmp_path / "copy")
+        assert copy.identity != own.cluster.identity
+        copy.stop()
+        copy.close()
+        assert own.alive() == [pid]
+
+
 def test_there_is_one_supervisor(tmp_path: Path) -> None:
     """Several commands at once wake one supervisor; the real one, as the command line starts it."""
     script = (

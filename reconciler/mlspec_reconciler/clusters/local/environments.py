@@ -80,7 +80,8 @@ class Environments:
         if code == 0 and said and Path(said[-1]).exists():
             self._ready[requirements] = said[-1]
             return said[-1]
-        reason = processes.last_error(self._launcher.log(OWNER, step)) or processes.how_it_ended(code)
+        log = self._launcher.log(OWNER, step)
+        reason = processes.last_error(log) or processes.how_it_ended(code, log)
         message = f"cannot install {', '.join(requirements)}: {reason}"
         self._failed[requirements] = (now + MEMORY, message)
         raise EnvironmentFailed(message)

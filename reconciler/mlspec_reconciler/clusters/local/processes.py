@@ -181,15 +181,15 @@ def _newest_attempt(text: str) -> list[str]:
     return tail.splitlines()[1:] if mark else text.splitlines()
 
 
-def how_it_ended(code: int | None) -> str:
-    """`exited with code 3`, `was killed by SIGSEGV`, `ended`."""
-    match code:
-        case None:
-            return "ended while nobody watched"
-        case code if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        case _:
-            return f"exited with code {code}"
+def how_it_ended(code: int | None, log: Path) -> str:
+    """`exited with code 3: LAST LINE`, `was killed by SIGKILL` (which leaves no last words), `ended while nobody watched`."""
+    if code is None:
+        return "ended while nobody watched"
+    if code < 0:
+        known = {one.value: one.name for one in signal.Signals}
+        return f"was killed by {known.get(-code, f'signal {-code}')}"
+    said = last_error(log)
+    return f"exited with code {code}" + (f": {said}" if said else "")
 
 
 def without_mark() -> Mapping[str, str]:

@@ -240,9 +240,8 @@ class ServiceWorker:
     def _lost(self, server: _Server, now: float) -> None:
         """A server ended by itself."""
         process = server.running.process
-        how = processes.how_it_ended(process.code if process is not None else None)
-        said = processes.last_error(self._launcher.log(self.owner, self._step.name))
-        self._message = f"{how}: {said}" if said else how
+        code = process.code if process is not None else None
+        self._message = processes.how_it_ended(code, self._launcher.log(self.owner, self._step.name))
         if process is not None:
             process.sweep()
         self._tokens.append(server.running.child.token)

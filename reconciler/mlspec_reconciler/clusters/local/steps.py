@@ -231,9 +231,8 @@ class StepWorker:
         elif running.interrupted:
             self.state.phase, self.state.message = "pending", ""
         else:
-            said = processes.last_error(self.launcher.log(self.owner, self.spec.name))
-            how = processes.how_it_ended(code)
-            self._fail(f"{how}: {said}" if said else how, "the log has more", now, final=False)
+            how = processes.how_it_ended(code, self.launcher.log(self.owner, self.spec.name))
+            self._fail(how, "the log has more", now, final=False)
 
     def _is_new(self, running: Running, code: int | None) -> bool:
         """Whether the result of a repeated step comes from this process; its exit code is unknown after an adoption."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlspec.manifest import Key
+from mlspec.manifest import Key, digest
 from mlspec.workload import Phase
 from mlspec_reconciler.cluster import Conflict, Object, Unavailable
 
@@ -82,7 +82,10 @@ class Child:
 
 
 class Store:
-    """One SQLite file, shared by the threads of this process and by all other processes."""
+    """One SQLite file, shared by the threads of this process and by all other processes.
+
+    `id` marks its processes. A copy of the file has another one, so that a copied project leaves the first one's alone.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,8 @@ class Store:
                     "INSERT OR IGNORE INTO meta VALUES ('id', ?), ('counter', 0)", (uuid.uuid4().hex,)
                 )
                 self._base.execute(f"PRAGMA user_version = {FORMAT}")
-        self.id: str = self._base.execute("SELECT value FROM meta WHERE name = 'id'").fetchone()[0]
+        made = self._base.execute("SELECT value FROM meta WHERE name = 'id'").fetchone()[0]
+        self.id = digest([made, str(path.resolve())])[:32]
 
     def close(self) -> None:
         """Release the file."""
