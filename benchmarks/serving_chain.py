@@ -118,6 +118,8 @@ def bare(root: Path, port: int, form: str) -> None:
         lifespan="off",
         access_log=False,
         log_config=None,
+        server_header=False,
+        proxy_headers=False,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve())

@@ -367,7 +367,10 @@ def test_a_full_disk_loses_rows_but_not_the_log(tmp_path: Path) -> None:
 
 def test_status_and_metrics_agree_with_what_was_asked(server: s.Server) -> None:
     """What the one on call and Prometheus read."""
-    before = server.use(graph(1)).request("GET", "/status").json
+    first = server.use(graph(1)).request("GET", "/status").json
+    before = server.use(graph(1, limits={"maxRows": 10})).request("GET", "/status").json
+    assert before["generation"] > first["generation"]
+    assert before["since"] == first["since"], "the model is the same, so it serves since then"
     for _ in range(10):
         server.infer(s.v2(rows=2))
     server.infer({})

@@ -44,6 +44,7 @@ class _Serving:
 
     plan: Plan
     since: float
+    """When the models of the plan came into use."""
     paths: dict[str, bool]
     """Path of an inference -> whether it is V2."""
     users: int = 0
@@ -70,7 +71,7 @@ class App:
     _serving: _Serving = field(init=False)
 
     def __post_init__(self) -> None:
-        self._serving = _serving(self.first)
+        self._serving = _serving(self.first, time.time())
 
     @property
     def plan(self) -> Plan:
@@ -79,7 +80,9 @@ class App:
 
     def swap(self, plan: Plan, retired: Callable[[Plan], None]) -> None:
         """Serve `plan` from now on; `retired(old)` is called when the old one's last request is done."""
-        old, self._serving = self._serving, _serving(plan)
+        old = self._serving
+        since = old.since if plan.models == old.plan.models else time.time()
+        self._serving = _serving(plan, since)
         self.counters.swaps += 1
         old.retired = retired
         if old.users == 0:
@@ -239,11 +242,11 @@ class App:
         }
 
 
-def _serving(plan: Plan) -> _Serving:
+def _serving(plan: Plan, since: float) -> _Serving:
     model = f"/v2/models/{plan.name}"
     paths = {f"{model}/infer": True, "/predict": False}
     paths.update({f"{model}/versions/{version}/infer": True for version in _versions(plan)})
-    return _Serving(plan, time.time(), paths)
+    return _Serving(plan, since, paths)
 
 
 def _versions(plan: Plan) -> tuple[str, ...]:
