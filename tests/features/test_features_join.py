@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec_runtime.dataset import columns as dataset_columns
-from mlspec_runtime.features import join, materialise
+from mlspec_runtime.features import join, materialise, values
 from mlspec_runtime.features.definition import Window
 from mlspec_runtime.features.online import ViewReader
 from mlspec_runtime.features.timeline import Timeline
@@ -98,8 +99,6 @@ def test_one_row_per_question_in_order(tmp_path: Path) -> None:
 
 def test_requests_get_the_same_as_the_join(tmp_path: Path) -> None:
     """Composite keys, a float for a whole key, dates and row features, each in the same numpy form."""
-    from mlspec_runtime.features import values
-
     _, sets = numbers(tmp_path)
     features = [{"row": {"double": "place * 2", "late": "place > 7"}}, {"set": "one", "maxAge": "1d"}]
     table = join.join(ASKS, ASK, view(features), sets)
@@ -318,3 +317,18 @@ def test_clock_changes(tmp_path: Path) -> None:
     five = int(datetime(2013, 3, 10, 8, 30, tzinfo=UTC).timestamp()) * 1_000_000  # 4:30 EDT
     for ask in (worlds.offline, worlds.online):
         assert ask(folder, spec, [("a", five), ("a", five + 1)]) == [{"sum": 7.0}, {"sum": 14.0}]
+
+
+def test_dense_keys_cost_no_more_than_sparse_ones() -> None:
+    """One key with 200,000 events and as many questions, all in one window: 4e10 pairs for a join by pairs."""
+    count = 200_000
+    event = np.arange(count) * 10
+    zeros = np.zeros(count, np.int64)
+    started = time.process_time()
+    line = Timeline(zeros, event, event + 25, zeros, event, np.ones(count, np.bool_))
+    ranges = line.ranges(Window(10 * count))
+    counts = line.spread(line.totals(np.ones(count, np.int64), ranges), 0)
+    greatest = line.spread(line.greatest(np.arange(count), ranges), -1)
+    assert counts.tolist() == [max(0, row - 2) for row in range(count)]
+    assert greatest.tolist() == [max(-1, row - 3) for row in range(count)]
+    assert time.process_time() - started < 5

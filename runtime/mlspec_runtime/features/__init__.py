@@ -9,5 +9,7 @@ numbers are added as integers (`exact`), and ties are broken by content, never b
     values         types and row expressions on DuckDB
     exact          sums of floats without rounding
     timeline       the kernel of `join`: every event is an interval of questions that see it
+    point          the kernel of `online`: one question about the events of one key
+    rowwise        row expressions of a request
     materialise, join, store, online, parity
 """

@@ -239,7 +239,7 @@ class _Work:
         """mean, sum or stddev, rounded once from exact totals."""
         array, valid = self.column(one.column)
         ranges = self.ranges(window).only(valid)
-        number = exact.encode(numbers(array))
+        number = exact.encode(values.numbers(array))
         counts = self.line.totals(valid.astype(np.int64), ranges)
         totals = [self.line.totals(limb, ranges) for limb in number.limbs]
         if one.op == "stddev":
@@ -267,13 +267,6 @@ class _Work:
         if fresh is not None:
             mask |= ~self.line.spread(fresh, False).astype(np.bool_)
         return pa.array(spread, mask=mask)
-
-
-def numbers(array: pa.Array) -> npt.NDArray[Any]:
-    """A numeric column as numpy; NULL is 0."""
-    if pa.types.is_boolean(array.type):
-        return np.asarray(array.fill_null(False).cast(pa.int8()))
-    return np.asarray(array.fill_null(0))
 
 
 def _codes(use: SetUse, events: pa.Table, keys: list[pa.Array]) -> tuple[Ints, Ints]:

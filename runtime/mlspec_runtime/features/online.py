@@ -26,8 +26,8 @@ from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
 from mlspec_runtime.dataset import columns as dataset_columns
-from mlspec_runtime.features import definition, exact, join, materialise, rowwise, store, values
-from mlspec_runtime.features.definition import EVENT, ID, KNOWN, WHOLE, Aggregate, RowUse, SetUse, ViewPlan
+from mlspec_runtime.features import definition, join, materialise, point, rowwise, store, values
+from mlspec_runtime.features.definition import ID, WHOLE, Aggregate, RowUse, SetUse, ViewPlan
 from mlspec_runtime.task import TaskError
 
 Ints = npt.NDArray[np.int64]
@@ -101,100 +101,6 @@ def _typed(
     return pa.table(typed)
 
 
-@dataclass(slots=True)
-class _Column:
-    """One input of one key: its events' values, and what aggregates need of them, made when first asked."""
-
-    array: pa.Array
-    valid: npt.NDArray[np.bool_]
-    full: bool
-    _number: exact.Exact | None = None
-    _square: exact.Exact | None = None
-    _codes: tuple[Ints, list[Any]] | None = None
-    _plain: list[Any] | None = None
-
-    def plain(self, row: int) -> Any:
-        """Value of a row."""
-        if self._plain is None:
-            self._plain = _python(self.array)
-        return self._plain[row]
-
-    def number(self) -> exact.Exact:
-        if self._number is None:
-            self._number = exact.encode(join.numbers(self.array))
-        return self._number
-
-    def square(self) -> exact.Exact:
-        if self._square is None:
-            self._square = exact.square(self.number())
-        return self._square
-
-    def codes(self) -> tuple[Ints, list[Any]]:
-        """Each value as its rank among the distinct values; -1 for NULL."""
-        if self._codes is None:
-            known = self.array.drop_null().unique()
-            known = known.take(pa.compute.array_sort_indices(known))
-            ranks = pa.compute.index_in(self.array, known, skip_nulls=True).fill_null(-1)
-            self._codes = np.asarray(ranks).astype(np.int64), _python(known)
-        return self._codes
-
-
-def _python(array: pa.Array) -> list[Any]:
-    """Values as in requests: timestamps int microseconds, dates int days."""
-    if pa.types.is_timestamp(array.type):
-        array = array.cast(pa.int64())
-    elif pa.types.is_date(array.type):
-        array = array.cast(pa.int32())
-    found: list[Any] = array.to_pylist()
-    return found
-
-
-class _Key:
-    """The events of one key in memory, sorted."""
-
-    __slots__ = ("columns", "event", "reach", "seen", "settled")
-
-    def __init__(self, events: pa.Table, inputs: Sequence[str]) -> None:
-        by = [(name, "ascending", "at_start") for name in (EVENT, KNOWN, *inputs, ID)]
-        event = np.asarray(events[EVENT])
-        if len(event) > 1:
-            events = events.take(pa.compute.sort_indices(events, sort_keys=by))
-        events = events.combine_chunks()
-        self.event: Ints = np.asarray(events[EVENT])
-        self.seen: Ints = np.maximum(self.event, np.asarray(events[KNOWN]))
-        self.reach: Ints = np.maximum.accumulate(self.seen)
-        """Greatest `seen` up to each row: below the moment, all rows up to there are seen."""
-        self.columns = {name: self._column(events[name]) for name in inputs}
-
-    @staticmethod
-    def _column(chunked: pa.ChunkedArray) -> _Column:
-        array = pa.concat_arrays(chunked.chunks)
-        return _Column(array, np.asarray(array.is_valid()), array.null_count == 0)
-
-    def newest(self, moment: int) -> int:
-        """The row with the greatest (event, known, content) that is seen at `moment`, or -1."""
-        stop = int(self.event.searchsorted(moment))
-        size = 16
-        while stop > 0:
-            start = max(0, stop - size)
-            seen = np.flatnonzero(self.seen[start:stop] < moment)
-            if len(seen):
-                return start + int(seen[-1])
-            if self.reach[start - 1] < moment and start > 0:
-                return start - 1
-            stop, size = start, size * 4
-        return -1
-
-    def rows(self, start: int, moment: int) -> slice | Ints:
-        """The rows from event time `start` on that are seen at `moment`."""
-        low, high = int(self.event.searchsorted(start)), int(self.event.searchsorted(moment))
-        if high <= low:
-            return slice(low, low)
-        if self.reach[high - 1] < moment:
-            return slice(low, high)
-        return low + np.flatnonzero(self.seen[low:high] < moment)
-
-
 class _Set:
     """One set: its store, and the keys in memory."""
 
@@ -205,7 +111,7 @@ class _Set:
             raise TaskError(f"the online store of {use.set} is not there: {file.name} in {folder.name}")
         self._store = store.Store(file)
         self._plan = use.plan
-        self._keys: OrderedDict[str, _Key | None] = OrderedDict()
+        self._keys: OrderedDict[str, point.Key | None] = OrderedDict()
         self.schema = self._store.schema
 
     def refresh(self) -> None:
@@ -213,13 +119,13 @@ class _Set:
         for key in self._store.changed():
             self._keys.pop(key, None)
 
-    def key(self, text: str) -> _Key | None:
+    def key(self, text: str) -> point.Key | None:
         """The events of a key, from memory or from the store."""
         if text in self._keys:
             self._keys.move_to_end(text)
             return self._keys[text]
         events = self._store.events(text)
-        found = None if events is None else _Key(events, tuple(self._plan.inputs))
+        found = None if events is None else point.Key(events, tuple(self._plan.inputs))
         self._keys[text] = found
         if len(self._keys) > CACHED_KEYS:
             self._keys.popitem(last=False)
@@ -370,93 +276,13 @@ class ViewReader:
                     value = float(value)
                 key.append(value)
             events = None if moment is None or None in key else source.key(store.key_text(key))
-            _features(use, events, 0 if moment is None else moment * day, gathered)
+            point.answer(use, events, 0 if moment is None else moment * day, gathered)
         for (name, one), column in zip(use.features, gathered, strict=True):
             result[name] = _feature_array(column, one, use, schema)
 
 
 def _date(days: int) -> Any:
     return np.datetime64(days, "D").astype(object)
-
-
-def _features(use: SetUse, events: _Key | None, moment: int, gathered: list[list[Any]]) -> None:
-    """Append each feature of one question."""
-    if events is None:
-        for (_, one), column in zip(use.features, gathered, strict=True):
-            column.append(0 if one.op in WHOLE and use.max_age is None else None)
-        return
-    newest = -2
-    if use.max_age is not None:
-        newest = events.newest(moment)
-        if newest < 0 or moment - int(events.event[newest]) > use.max_age:
-            for column in gathered:
-                column.append(None)
-            return
-    ranges: dict[Any, slice | Ints] = {}
-    for (_, one), column in zip(use.features, gathered, strict=True):
-        if one.op == "last":
-            if newest == -2:
-                newest = events.newest(moment)
-            inside = newest >= 0 and (one.window is None or events.event[newest] >= one.window.start(moment))
-            column.append(events.columns[one.column].plain(newest) if inside else None)
-            continue
-        window = one.window
-        assert window is not None
-        if window not in ranges:
-            ranges[window] = events.rows(window.start(moment), moment)
-        column.append(_aggregate(one, events, ranges[window]))
-
-
-def _aggregate(one: Aggregate, events: _Key, rows: slice | Ints) -> Any:
-    """One aggregate over the rows of a window."""
-    size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    if not one.column:
-        return size
-    column = events.columns[one.column]
-    match one.op:
-        case "first":
-            if not size:
-                return None
-            return column.plain(rows.start if isinstance(rows, slice) else int(rows[0]))
-        case "count":
-            return size if column.full else int(np.count_nonzero(column.valid[rows]))
-        case "distinct" | "min" | "max":
-            codes, known = column.codes()
-            there = codes[rows]
-            if not column.full:
-                there = there[there >= 0]
-            if one.op == "distinct":
-                return len(np.unique(there))
-            if not len(there):
-                return None
-            return known[int(there.min() if one.op == "min" else there.max())]
-        case _:
-            count = size if column.full else int(np.count_nonzero(column.valid[rows]))
-            return _moment(one, column, rows, count)
-
-
-def _moment(one: Aggregate, column: _Column, rows: slice | Ints, count: int) -> float | None:
-    """mean, sum or stddev of a window: the same exact totals, rounded once, as in the join."""
-    if count < (2 if one.op == "stddev" else 1):
-        return None
-    number = column.number()
-    if number.odd is not None:
-        up, down = (int(side[rows].sum()) for side in number.odd)
-        if up or down:
-            return None if (up and down) or one.op == "stddev" else math.inf if up else -math.inf
-    total = _total(number, rows)
-    if one.op == "stddev":
-        squared = column.square()
-        top = count * _total(squared, rows) - total * total
-        return exact.root(top, count * (count - 1), squared.scale)
-    return exact.ratio(total, count if one.op == "mean" else 1, number.scale)
-
-
-def _total(number: exact.Exact, rows: slice | Ints) -> int:
-    total = 0
-    for place, limb in enumerate(number.limbs):
-        total += int(limb[rows].sum()) << (place * number.width)
-    return total
 
 
 _KIND = {

@@ -128,6 +128,13 @@ def microseconds(array: pa.Array, what: str) -> tuple[npt.NDArray[np.int64], npt
     return np.asarray(array.cast(pa.int64()).fill_null(0)), valid
 
 
+def numbers(array: pa.Array) -> Array:
+    """A numeric column as numpy; NULL is 0."""
+    if pa.types.is_boolean(array.type):
+        return np.asarray(array.fill_null(False).cast(pa.int8()))
+    return np.asarray(array.fill_null(0))
+
+
 def fit_key(array: pa.Array, dtype: pa.DataType, what: str) -> pa.Array:
     """Key values of a question in the type of the set's key column; a number that is not whole equals no whole key."""
     if array.type == dtype or array.null_count == len(array):
