@@ -39,6 +39,14 @@ def ask(url: str) -> dict[str, Any]:
     return found
 
 
+def ask_ready(url: str) -> dict[str, Any]:
+    """The same, of a service that may be between two processes: empty when the connection breaks."""
+    try:
+        return ask(url)
+    except OSError:
+        return {}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -78,6 +86,25 @@ def test_a_changed_document_is_followed_by_the_same_process(shared: Home) -> Non
     shared.wait(lambda: ask(before["url"])["value"] == 2)
     assert ask(before["url"])["pid"] == before["pid"]
     shared.wait(lambda: shared.status("Service", "follows")["document"] != before["document"])
+
+
+def test_a_change_and_its_revert_end_where_they_began(shared: Home) -> None:
+    """The server of the first version is told the newest document, also after a second version was tried beside it."""
+    shared.create(service("reverts", value=1))
+    before = shared.ready("reverts")
+    shared.cluster.apply(service("reverts", value=2, requirements=["pydantic>=2"], delay=60), {})
+    shared.wait(lambda: len(list((shared.cluster.home / "tasks/service/reverts").glob("*.json"))) == 2)
+    shared.cluster.apply(service("reverts", value=2, requirements=[]), {})
+    shared.wait(lambda: ask_ready(before["url"]).get("value") == 2)
+    assert shared.ready("reverts")["pid"] == before["pid"]
+
+
+def test_a_cure_is_tried_at_once(shared: Home) -> None:
+    """Who has mended the spec must not wait for the back-off of the mistake."""
+    shared.create(service("cured", die=True))
+    shared.wait(lambda: shared.status("Service", "cured").get("restarts", 0) >= 3)
+    shared.cluster.apply(service("cured"), {})
+    assert shared.ready("cured")["message"] == ""
 
 
 def test_changed_requirements_replace_the_process_without_a_gap(shared: Home) -> None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mlspec_reconciler.clusters.local import processes
 from mlspec_reconciler.clusters.local.store import Child, Store
 
@@ -86,7 +84,7 @@ class Running:
     @property
     def interrupted(self) -> bool:
         """Whether it was never started, or ended because the machine did: not its own fault."""
-        return self.process is None and (self.child.pid is None or psutil.boot_time() > self.child.started)
+        return self.process is None and (self.child.pid is None or processes.booted() > self.child.started)
 
 
 class Launcher:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from mlspec_reconciler.clusters.local import processes
 
 NAME = "supervisor.lock"
 
@@ -54,7 +54,7 @@ def hold(home: Path, patience: float, about: str) -> Iterator[bool]:
                 return
             time.sleep(0.02)
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "born": _born(os.getpid()), "about": about}))
+        file.write(json.dumps({"pid": os.getpid(), "born": processes.born(os.getpid()), "about": about}))
         file.flush()
         yield True
         file.truncate(0)
@@ -69,7 +69,9 @@ def holder(home: Path) -> Holder | None:
             found = json.loads(file.read() or "{}")
     except (FileNotFoundError, ValueError):
         return None
-    if not found or abs(_born(found["pid"]) - found["born"]) > 5:  # the text of a holder before this one
+    if (
+        not found or abs(processes.born(found["pid"]) - found["born"]) > 5
+    ):  # the text of a holder before this one
         return None
     return Holder(found["pid"], found["about"])
 
@@ -89,10 +91,3 @@ def _try(descriptor: int, operation: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _born(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0

@@ -6,7 +6,7 @@ import http.client
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
-import psutil
+from mlspec_reconciler.clusters.local import processes
 
 HOST = "127.0.0.1"
 Answer = Literal["ready", "unready", "silent"]
@@ -31,24 +31,10 @@ def _ask(port: int, path: str, pid: int | None) -> Answer:
         here = connection.sock.getsockname()[1]
         connection.request("GET", path)
         response = connection.getresponse()
-        if pid is not None and not _serves(pid, here):
+        if pid is not None and not processes.serves(pid, here):
             return "silent"
         return "ready" if 200 <= response.status < 300 else "unready"
     except (OSError, http.client.HTTPException):
         return "silent"
     finally:
         connection.close()
-
-
-def _serves(pid: int, client: int) -> bool:
-    """Whether the process (or a child of it) holds the server's end of the connection from our port `client`."""
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        return any(
-            one.raddr and one.raddr.port == client
-            for member in family
-            for one in member.net_connections(kind="tcp")
-        )
-    except psutil.Error:
-        return False

@@ -153,6 +153,30 @@ def _signal_group(group: int, number: int) -> None:
         return
 
 
+def born(pid: int) -> float:
+    """When a process was started, in seconds since the epoch; 0 when there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def booted() -> float:
+    """When this machine was started, in seconds since the epoch."""
+    return float(psutil.boot_time())
+
+
+def serves(pid: int, client: int) -> bool:
+    """Whether a process, or a child of it, holds the server's end of the connection from our port `client`."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        connections = [one for member in family for one in member.net_connections(kind="tcp")]
+    except psutil.Error:
+        return False
+    return any(one.raddr and one.raddr.port == client for one in connections)
+
+
 def trim(log: Path) -> None:
     """Keep a log within its limit. Writers append, so they go on at the start of the emptied file."""
     try:

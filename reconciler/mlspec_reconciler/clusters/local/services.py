@@ -132,8 +132,8 @@ class ServiceWorker:
         self._next: _Server | None = None
         self._tokens: list[str] = []
         self._trim_at = 0.0
-        self._told = ""
-        """Digest of the document in the task file of this generation."""
+        self._told = ("", "")
+        """Generation and digest of the document that was written last."""
         self.update(service)
         self._recover()
 
@@ -166,6 +166,7 @@ class ServiceWorker:
         ]
         self._generation = digest(told)[:12]
         self._document = digest(self._step.document)[:12]
+        self._failures, self._retry_at = 0, 0.0  # a change may be the cure: try it at once
 
     def tick(self, now: float) -> float:
         """Look once, do what is to be done; returns after how many seconds to look again."""
@@ -200,16 +201,15 @@ class ServiceWorker:
 
     def stopped(self) -> None:
         """The supervisor stops, and the servers with it: say so."""
-        self._launcher.store.set_status(
-            self.owner.uid, {**self._stored, "phase": "stopped", "pid": None, "message": ""}
-        )
+        status = {**self._stored, "phase": "stopped", "pid": None, "message": "stopped with its supervisor"}
+        self._launcher.store.set_status(self.owner.uid, status)
 
     def _tick_current(self, server: _Server, now: float) -> None:
         if not server.running.alive():
             self._lost(server, now)
             self._current = None
             return
-        self._probe(server, now, alone=self._next is None)
+        self._probe(server, now, alone=not self._next and not self._leaving)
         if server.ready:
             self._was_ready = True
             if server.ready_since is not None and now - server.ready_since > self._launcher.pace.settled:
@@ -314,13 +314,14 @@ class ServiceWorker:
     def _tell(self) -> None:
         """Give a changed document to the server that can follow it."""
         for server in (self._current, self._next):
-            if server is not None and server.generation == self._generation and self._told != self._document:
+            new = self._told != (self._generation, self._document)
+            if new and server is not None and server.generation == self._generation:
                 self._write_task(server.port)
 
     def _write_task(self, port: int) -> Path:
         task = self._launcher.task(self.owner, self._generation)
         write_json(task, {**self._step.document, "host": HOST, "port": port})
-        self._told = self._document
+        self._told = (self._generation, self._document)
         return task
 
     def _probe(self, server: _Server, now: float, *, alone: bool) -> None:
