@@ -55,6 +55,8 @@ def parse(document: Document) -> Parsed:
     """Type one document; never raises."""
     data = document.data
     if not isinstance(data, dict):
+        if not is_ours(document.text):
+            return Parsed(foreign=True)
         hint = "start it with apiVersion, kind, metadata and spec; separate several resources with ---"
         return Parsed(
             problems=(Problem("not-a-resource", f"expected a resource, found {found(data)}", (), hint),)
@@ -95,7 +97,14 @@ def parse(document: Document) -> Parsed:
     return Parsed(resource, declares=declares)
 
 
+def is_ours(text: str) -> bool:
+    """Whether a text that is no resource was meant to be one; the YAML of other tools is none of our business."""
+    return _GROUP in text or any(match[1] in KINDS for match in _KIND.finditer(text))
+
+
 # The envelope
+
+_KIND = re.compile(r"^kind:[ \t]*(\w+)", re.MULTILINE)
 
 
 def _is_ours(data: Mapping[str, Any]) -> bool:
@@ -405,18 +414,9 @@ def _say(details: ErrorDetails, type_: Any, value: Any, path: Path) -> Problem:
             return Problem(
                 "too-short", "an empty text is not allowed", path, "write a value, or remove the line"
             )
-        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than" as kind:
-            words = {
-                "greater_than_equal": "at least",
-                "greater_than": "greater than",
-                "less_than_equal": "at most",
-                "less_than": "less than",
-            }
-            return Problem(
-                "out-of-range",
-                f"{value} is not allowed; it must be {words[kind]} {next(iter(context.values())):g}",
-                path,
-            )
+        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than" as bound:
+            limit = f"{_BOUNDS[bound]} {next(iter(context.values())):g}"
+            return Problem("out-of-range", f"{value} is not allowed; it must be {limit}", path)
         case "duration" | "quantity" | "time" | "share" as code:
             return Problem(
                 f"invalid-{code}",
@@ -428,6 +428,12 @@ def _say(details: ErrorDetails, type_: Any, value: Any, path: Path) -> Problem:
             return Problem("invalid-value", details["msg"], path)
 
 
+_BOUNDS = {
+    "greater_than_equal": "at least",
+    "greater_than": "greater than",
+    "less_than_equal": "at most",
+    "less_than": "less than",
+}
 _ARTICLE = {"duration": "a duration", "quantity": "a quantity", "time": "a time", "share": "a share"}
 
 

@@ -20,7 +20,7 @@ from mlspec.kind_table import KINDS
 from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.project import ProjectSpec
 from mlspec.manifest import digest
-from mlspec.parse import parse
+from mlspec.parse import is_ours, parse
 from mlspec.resource import Path, Ref, Resource
 from mlspec.source import Document
 from mlspec.sql import Analyse, analyse
@@ -77,12 +77,18 @@ def build(texts: Mapping[str, str], name: str = "project", sql: Analyse = analys
     foreign = 0
     for path, text in texts.items():
         read = source.parse_text(text, path)
-        found += read.diagnostics
+        if read.errors and not is_ours(text):
+            foreign += 1  # a template of another tool is often no YAML at all
+        else:
+            found += read.errors
         declared.update((one.kind, one.name) for one in read.unreadable)
-        misread = {(one.mark.line, one.mark.column) for one in read.diagnostics}
         for document in read.documents:
             parsed = parse(document)
-            foreign += parsed.foreign
+            if parsed.foreign:
+                foreign += 1
+                continue
+            found += document.misread
+            misread = {(one.mark.line, one.mark.column) for one in document.misread}
             placed = (source.place(document, problem) for problem in parsed.problems)
             found += (one for one in placed if (one.mark.line, one.mark.column) not in misread)
             if parsed.declares is not None:

@@ -59,7 +59,9 @@ class OneOf(Base):
             given = [to_camel(name.rstrip("_")) for name in chosen]
             found = f"{' and '.join(given)} are set" if given else "none is set"
             raise PydanticCustomError(
-                "one_of", "exactly one of {choices} is needed; {found}", {"choices": ", ".join(names), "found": found}
+                "one_of",
+                "exactly one of {choices} is needed; {found}",
+                {"choices": ", ".join(names), "found": found},
             )
         return self
 

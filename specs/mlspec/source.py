@@ -45,6 +45,8 @@ class Document:
     """The YAML stream it was read from: the file, or a part of a file that has a syntax error elsewhere."""
     shift: int = 0
     """Number of lines of the file before `text`."""
+    misread: tuple[Diagnostic, ...] = ()
+    """What breaks the dialect; `data` holds it as it was probably meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,13 @@ class Source:
 
     documents: tuple[Document, ...] = ()
     unreadable: tuple[Declared, ...] = ()
-    diagnostics: tuple[Diagnostic, ...] = ()
+    errors: tuple[Diagnostic, ...] = ()
+    """Why parts of the file are no documents."""
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """Everything that is wrong with the YAML."""
+        return (*self.errors, *(one for document in self.documents for one in document.misread))
 
 
 def decode(data: bytes, path: str) -> tuple[str, list[Diagnostic]]:
@@ -99,7 +107,7 @@ def parse_text(text: str, path: str) -> Source:
             return Source((), _declared(text), (_syntax_error(error, text, path, 0),))
     documents: list[Document] = []
     unreadable: list[Declared] = []
-    diagnostics: list[Diagnostic] = []
+    errors: list[Diagnostic] = []
     for shift, chunk in _chunks(text):
         try:
             part = _read(chunk, path, shift, len(documents))
@@ -107,8 +115,8 @@ def parse_text(text: str, path: str) -> Source:
             part = Source((), _declared(chunk), (_syntax_error(error, chunk, path, shift),))
         documents += part.documents
         unreadable += part.unreadable
-        diagnostics += part.diagnostics
-    return Source(tuple(documents), tuple(unreadable), tuple(diagnostics))
+        errors += part.errors
+    return Source(tuple(documents), tuple(unreadable), tuple(errors))
 
 
 def fixed(text: str) -> str:
@@ -255,15 +263,16 @@ def _check_depth(text: str) -> None:
 
 def _read(text: str, path: str, shift: int = 0, first: int = 0) -> Source:
     documents: list[Document] = []
-    diagnostics: list[Diagnostic] = []
+    errors: list[Diagnostic] = []
     for node in _compose(text):
         builder = _Builder(text, path, shift)
         data = builder.value(node, 0)
-        diagnostics += builder.found
-        if data is not None:
-            line = node.start_mark.line + 1 + shift
-            documents.append(Document(path, first + len(documents), line, data, text, shift))
-    return Source(tuple(documents), (), tuple(diagnostics))
+        if data is None:
+            errors += builder.found
+            continue
+        line, index = node.start_mark.line + 1 + shift, first + len(documents)
+        documents.append(Document(path, index, line, data, text, shift, tuple(builder.found)))
+    return Source(tuple(documents), (), tuple(errors))
 
 
 def _chunks(text: str) -> Iterator[tuple[int, str]]:

@@ -92,8 +92,10 @@ def test_resources_of_other_tools_are_left_alone() -> None:
         GOOD + "---\napiVersion: v1\nkind: Service\nmetadata: {name: x}\n---\nkind: Service\n"
     )
     Path("kustomization.yaml").write_text("resources: [a.yaml]\n")
-    Path("values.yaml").write_text("replicas: 2\n")
-    assert validate().output == "1 resource valid; 4 of other tools left alone. Next: mlspec plan\n"
+    Path("values.yaml").write_text("replicas: 2\nreleased: 2013-01-01\non: yes\n")
+    Path("template.yaml").write_text("{{- if .Values.x }}\nkind: Deployment\n{{ end }}\n")
+    Path("playbook.yaml").write_text("- hosts: all\n")
+    assert validate().output == "1 resource valid; 6 of other tools left alone. Next: mlspec plan\n"
 
 
 def test_warnings_fail_only_when_strict() -> None:

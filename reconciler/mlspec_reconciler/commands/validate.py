@@ -65,8 +65,11 @@ def _verdict(texts: Mapping[str, str], root: Path, no_cache: bool) -> cache.Verd
     load = importlib.import_module(
         "mlspec_reconciler.load"
     )  # the models: three quarters of the command's time
-    gc.disable()  # nothing becomes garbage before the process ends, and looking for it costs a third of the time
-    loaded = load.build(texts, (), root)
+    gc.disable()  # no cycles are made, and looking for them takes a third of the time
+    try:
+        loaded = load.build(texts, (), root)
+    finally:
+        gc.enable()
     verdict = cache.Verdict(tuple(loaded.diagnostics), loaded.resources, loaded.foreign)
     if not no_cache:
         cache.put(identity, verdict)

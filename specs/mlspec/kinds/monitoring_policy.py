@@ -224,8 +224,8 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
                 "unserved-job", message, (*path, "retrain", "job"), listed(_jobs(spec.graph, catalog))
             )
     for index, silence in enumerate(spec.silences):
-        path = ("spec", "silences", index, "alert")
-        yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", path)
+        place = ("spec", "silences", index, "alert")
+        yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", place)
     for field, length in (("window", spec.window), ("every", spec.every)):
         if seconds(length) == 0:
             yield Problem(

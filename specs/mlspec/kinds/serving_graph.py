@@ -221,8 +221,8 @@ def _check_names(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, P
             uses.append((step.on_error.goto, (*path, "onError", "goto")))
     if spec.respond is not None:
         uses.append((spec.respond, ("spec", "respond")))
-    for name, path in uses:
-        yield from rules.member(name, spec.steps, "no step is called", "unknown-step", path)
+    for name, place in uses:
+        yield from rules.member(name, spec.steps, "no step is called", "unknown-step", place)
 
 
 def _check_step(name: str, step: GraphStep, spec: ServingGraphSpec, path: Path) -> Iterator[Problem]:
