@@ -73,6 +73,9 @@ class Cluster(Protocol):
         Counts from the call, not from the first `next()`: watch, then list, then wait, and no change is missed.
         """
 
+    def wake(self) -> None:
+        """Make sure that somebody runs the objects; nothing to do where the cluster takes care of itself."""
+
     def runs(self) -> Mapping[str, RunFact]:
         """Every run that was ever made here, by name, also when its object is gone."""
 

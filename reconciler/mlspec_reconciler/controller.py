@@ -41,12 +41,13 @@ def run(place: workspace.Workspace) -> int:
             return 0
         if document != known:  # the revision, or only the content of the files that it names
             known, wanted = document, workspace.open_applied(place)
+        changes = cluster.watch(timeout=IDLE)  # counts from here: what changes during the round wakes us at once
         if wanted is not None:
             try:
                 _round(wanted, place)
             except Unavailable as error:
                 print(f"the cluster does not answer: {error}", file=sys.stderr, flush=True)
-        next(iter(cluster.watch(timeout=IDLE)), None)
+        next(iter(changes), None)
         time.sleep(PAUSE)
 
 

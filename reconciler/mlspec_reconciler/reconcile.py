@@ -78,6 +78,7 @@ def reconcile(
     write nothing, or at the deadline (monotonic clock)."""
     stuck = 0
     while True:
+        cluster.wake()
         with exclusive(lock):
             seen = look(wanted, cluster, retry=retry)
             outcomes = apply.perform(seen.plan, wanted.project, cluster)

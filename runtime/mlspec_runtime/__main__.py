@@ -27,10 +27,16 @@ SERVICES = {"serve": "mlspec_runtime.serve.server"}
 
 def main() -> int:
     """Parse the arguments, load the one module that is needed, run it."""
-    parser = argparse.ArgumentParser(prog="mlspec_runtime", description="Run one step, schedule or service of mlspec.")
+    parser = argparse.ArgumentParser(
+        prog="mlspec_runtime", description="Run one step, schedule or service of mlspec."
+    )
     parser.add_argument("subject", choices=[*STEPS, *REPEATED, *SERVICES])
-    parser.add_argument("--task", required=True, help="JSON document of the task: a file, or the document itself")
-    parser.add_argument("--root", default=os.environ.get("MLSPEC_ROOT"), required="MLSPEC_ROOT" not in os.environ)
+    parser.add_argument(
+        "--task", required=True, help="JSON document of the task: a file, or the document itself"
+    )
+    parser.add_argument(
+        "--root", default=os.environ.get("MLSPEC_ROOT"), required="MLSPEC_ROOT" not in os.environ
+    )
     arguments = parser.parse_args()
     root = Path(arguments.root).absolute()
     if arguments.subject in SERVICES:

@@ -84,13 +84,25 @@ def _attempt(subject: Subject, task: Document, root: Path, folder: Path) -> int:
     try:
         outcome = subject(task, root)
     except TaskError as error:
-        print(f"error: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr, flush=True)
+        print(
+            f"error: {error.message}" + (f"\n  {error.hint}" if error.hint else ""),
+            file=sys.stderr,
+            flush=True,
+        )
         write_json(folder / "error.json", {"message": error.message, "hint": error.hint})
         return 1
-    except Exception as error:  # the process boundary: whatever happened is reported, with its trace in the log
+    except Exception as error:  # the edge of the process: whatever happened is reported, its trace is in the log
         traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        write_json(folder / "error.json", {"message": message, "hint": "the log has the traceback"})
+        write_json(folder / "error.json", _report(error))
         return 1
     write_json(folder / "result.json", {"started": started, "finished": time.time(), **outcome})
     return 0
+
+
+def _report(error: Exception) -> Document:
+    """`retry` tells the supervisor that the same step may well succeed later."""
+    return {
+        "message": f"{type(error).__name__}: {error}",
+        "hint": "the log has the traceback",
+        "retry": isinstance(error, ConnectionError | TimeoutError),
+    }

@@ -68,7 +68,6 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     if not seen.plan.empty and saved is None:
         terminal.consent("Apply this?", yes)
     workspace.stage(project)
-    cluster.wake()
     live = sys.stderr.isatty()
     started = time.monotonic()
     with Progress(wanted.target, click.echo, live) as progress:

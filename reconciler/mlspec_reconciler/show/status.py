@@ -97,7 +97,7 @@ def _graph(resource: Resource, live: Object | None, note: str) -> Line:
     about = _ask(f"{url}/status")
     words = [url]
     if about and about.get("p99") is not None:
-        words.append(f"{about['rate']:.0f} req/s, p99 {about['p99']:.0f} ms")
+        words.append(f"{about['rate']:.0f} req/s, p99 {about['p99'] * 1000:.0f} ms")
     words.append(note)
     return Line("ok", resource.id, "  ".join(word for word in words if word))
 

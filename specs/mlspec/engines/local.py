@@ -93,7 +93,9 @@ def service_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health
         case "degraded":
             return Health(State.DEGRADED, message or "does not answer its health check")
         case "failed":
-            return Health(State.FAILED, message or "stopped")
+            return Health(State.FAILED, message or "failed")
+        case "stopped":
+            return Health(State.WAITING, message or "stopped with its supervisor; mlspec apply starts it")
         case _:
             return Health(State.PROGRESSING, message or "starting")
 
