@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from mlspec.project import Project
 from mlspec_reconciler import inventory as inventories
 from mlspec_reconciler.cluster import Cluster, Conflict, Unavailable
-from mlspec_reconciler.inventory import Inventory
-from mlspec_reconciler.plan import DIGEST, ORIGIN, Action, Change, Plan, Verb, Write
+from mlspec_reconciler.inventory import DIGEST, Inventory
+from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,9 @@ def _write(write: Write, cluster: Cluster) -> str:
                 cluster.apply(manifest.body, _annotations(write), write.version)
     except Conflict as error:
         # Somebody else wrote in between: the next round of the loop looks again and decides anew.
+        live = cluster.get(write.key)
+        if live is not None and not inventories.is_ours(live):
+            return f"{write.key} exists already, and mlspec did not make it; rename yours or delete it"
         return "" if write.verb is Verb.CREATE else f"{write.key} changed meanwhile: {error}"
     except Unavailable as error:
         return f"{write.key}: the cluster does not answer: {error}"
@@ -90,7 +93,8 @@ def _forget(plan: Plan, inventory: Inventory, cluster: Cluster) -> Inventory:
     """Entries of removed resources go when the cluster says that their objects are gone, not before."""
     for change in plan.of(Action.DELETE):
         entry = inventory.entries[change.resource]
-        gone = [key for key in entry.objects if cluster.get(key) is None]
+        found = {key: cluster.get(key) for key in entry.objects}
+        gone = [key for key, live in found.items() if live is None or not inventories.is_ours(live)]
         inventory = inventory.without(change.resource, gone)
         if not inventory.entries[change.resource].objects:
             inventory = inventory.forgetting(change.resource)

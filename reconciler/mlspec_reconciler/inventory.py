@@ -12,9 +12,11 @@ from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.resource import Resource
-from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler.cluster import Cluster, Object
 
 NOTE = "inventory"
+DIGEST = "mlspec.dev/digest"
+"""Annotation of every object that mlspec made: digest of the body as it was applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,18 @@ def read(cluster: Cluster) -> Inventory:
         objects = tuple(Key(*key) for key in entry["objects"])
         entries[name] = Entry(name, entry["spec"], entry["place"], objects, entry["run"], entry["parts"])
     return Inventory(entries)
+
+
+def alive(cluster: Cluster) -> list[Object]:
+    """The live objects of the inventory: all that may ever be deleted."""
+    held = read(cluster)
+    found = (cluster.get(key) for entry in reversed([*held.entries.values()]) for key in entry.objects)
+    return [one for one in found if one is not None and is_ours(one) and not one.deleting]
+
+
+def is_ours(live: Object) -> bool:
+    """Whether mlspec made an object. The name alone says nothing: what is announced may have existed before."""
+    return DIGEST in live.annotations
 
 
 def write(cluster: Cluster, inventory: Inventory) -> None:

@@ -19,9 +19,8 @@ from mlspec.project import Project
 from mlspec.resource import Path, Resource
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Object
-from mlspec_reconciler.inventory import Entry, Inventory
+from mlspec_reconciler.inventory import DIGEST, Entry, Inventory, is_ours
 
-DIGEST = "mlspec.dev/digest"
 ORIGIN = "mlspec.dev/origin"
 
 
@@ -214,8 +213,8 @@ def _state(lowered: Lowered, manifests: Sequence[Manifest]) -> str:
 
 def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
     live = objects.get(manifest.key)
-    if live is None:
-        return Write(Verb.CREATE, manifest.key, manifest)
+    if live is None or not is_ours(live):
+        return Write(Verb.CREATE, manifest.key, manifest)  # what somebody else made refuses it: never overrun
     if live.deleting:  # nothing can be written before it is gone; the loop looks again then
         return None
     if live.annotations.get(DIGEST) != manifest.digest:
@@ -307,7 +306,7 @@ def _is_run(key: Key, objects: Mapping[Key, Object]) -> bool:
 def _deletes(keys: Iterable[Key], objects: Mapping[Key, Object]) -> Iterable[Write]:
     for key in keys:
         live = objects.get(key)
-        if live is not None and not live.deleting:
+        if live is not None and is_ours(live) and not live.deleting:
             yield Write(Verb.DELETE, key, None, live.uid, live.version)
 
 

@@ -31,9 +31,7 @@ def command(path: Path, yes: bool, purge: bool) -> int:
         click.echo("Nothing was applied here.")
         return 0
     cluster = place.cluster()
-    held = inventory.read(cluster)
-    keys = [key for entry in held.entries.values() for key in entry.objects]
-    alive = [one for key in keys if (one := cluster.get(key)) is not None]
+    alive = inventory.alive(cluster)
     for one in alive:
         click.echo(f"  - {one.key}")
     if alive or purge:

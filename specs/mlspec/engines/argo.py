@@ -22,6 +22,8 @@ KEEP_FINISHED = 7 * 86400
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
     """A Workflow for a run, a CronWorkflow for a schedule."""
     match workload:
+        case Run(steps=steps) if pod.cannot(steps):
+            return pod.cannot(steps)
         case Run():
             spec = _workflow(workload.name, workload.steps, settings)
             body = {
@@ -81,8 +83,10 @@ def _workflow(owner: str, steps: tuple[Step, ...], settings: Settings) -> dict[s
 
 
 def _template(owner: str, step: Step, settings: Settings) -> dict[str, Any]:
+    labels = pod.queue(step.needs)  # Argo knows nothing of Kueue: its pods are admitted one by one
     return {
         "name": step.name,
+        **({"metadata": {"labels": labels}} if labels else {}),
         "activeDeadlineSeconds": int(step.timeout),
         "retryStrategy": {
             "limit": str(step.retries),

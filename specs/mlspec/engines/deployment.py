@@ -19,6 +19,8 @@ PORT = 8080
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
     """The objects of a service or a record."""
     match workload:
+        case Service(step=step) if pod.cannot((step,)):
+            return pod.cannot((step,))
         case Service():
             return [Manifest(body, origin) for body in _service(workload, settings, origin)]
         case Record():

@@ -18,6 +18,8 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
     """One Job; the last step is its container, the others are init containers, which run one after the other."""
     if not isinstance(workload, Run):
         return "Jobs run things that end"
+    if reason := pod.cannot(workload.steps):
+        return reason
     containers = [
         pod.container(workload.name, step, settings) | {"name": step.name} for step in workload.steps
     ]
@@ -35,7 +37,7 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
     body = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": pod.metadata(workload.name, settings, origin),
+        "metadata": pod.metadata(workload.name, settings, origin, pod.queue(last.needs)),
         "spec": {
             "backoffLimit": last.retries,
             "activeDeadlineSeconds": int(sum(step.timeout for step in workload.steps)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlspec.engine import Settings, task
@@ -92,6 +92,21 @@ def resources(needs: Needs) -> dict[str, Any]:
     if needs.gpu >= 1:
         limits[GPU] = requests[GPU] = str(int(needs.gpu))
     return {"requests": requests, "limits": limits}
+
+
+def cannot(steps: Iterable[Step]) -> str:
+    """Why pods cannot have what these steps need; empty when they can."""
+    if any(0 < step.needs.gpu < 1 for step in steps):
+        return "a share of a GPU (gpuShare) is not supported on Kubernetes yet; ask for whole GPUs with gpu"
+    return ""
+
+
+def queue(needs: Needs) -> dict[str, str]:
+    """Labels by which Kueue admits a Job or a pod: https://kueue.sigs.k8s.io/docs/reference/labels-and-annotations/"""
+    labels = {"kueue.x-k8s.io/queue-name": needs.pool} if needs.pool else {}
+    if needs.pool and needs.priority:
+        labels["kueue.x-k8s.io/priority-class"] = needs.priority
+    return labels
 
 
 def placement(needs: Needs) -> dict[str, Any]:
