@@ -102,7 +102,7 @@ def expected(
     return result
 
 
-@quick
+@settings(quick, max_examples=120)
 @given(
     seed=seeds,
     window=st.sampled_from([1, 5, 20, 100_000]),
