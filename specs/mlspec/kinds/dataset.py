@@ -310,7 +310,11 @@ def lower(resource: Resource, context: Context) -> Lowered:
     result = fact.results["dataset"]
     return Lowered(
         version=result["snapshot"],
-        output={"path": result["path"], "spec": document, "newest": result.get("newest")},
+        output={
+            "path": result["path"],
+            "spec": document,
+            "types": {column["name"]: column["type"] for column in result.get("columns", [])},
+        },
         workloads=(run,),
         note=f"{result['rows']:,} rows, snapshot {result['snapshot'][:8]}",
     )
