@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.oracle import Row, feature
@@ -53,6 +53,15 @@ def test_intervals_of_questions(seed: int) -> None:
             assert spread[op][place] == (missing if expected is None else expected), (op, place)
 
 
+def test_a_value_known_late_inside_another_counts_once() -> None:
+    """Events at 0 (known at 8), 5 and 11 with one value and a window of 10: at 12 to 15 it is seen twice, and is one value."""
+    event, known, zeros = np.array([0, 5, 11]), np.array([8, 5, 11]), np.zeros(3, np.int64)
+    moment = np.arange(25)
+    line = Timeline(zeros, event, known, np.zeros(25, np.int64), moment, np.ones(25, np.bool_))
+    counts = line.spread(line.distinct(zeros, line.ranges(Window(10))), 0)
+    assert counts.tolist() == [1 if 5 < at <= 21 else 0 for at in range(25)]
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_events_of_one_key(seed: int) -> None:
     """The newest seen row and the rows of a window, also where hundreds of newer events are not known yet."""
@@ -85,6 +94,7 @@ WHOLE = st.integers(-(2**63), 2**63 - 1) | st.integers(-(2**55), 2**55)
 
 
 @settings(max_examples=150, deadline=None)
+@example([2**53, 1, 0])  # total and mean rounded one after the other give another double
 @given(st.lists(FLOATS, min_size=1, max_size=12) | st.lists(WHOLE, min_size=1, max_size=12))
 def test_sums_are_rounded_once(values: list[float] | list[int]) -> None:
     """Sum, mean and deviation are the doubles nearest to the true ones, whatever the order; so batch equals online."""

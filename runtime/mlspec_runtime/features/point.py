@@ -102,8 +102,6 @@ class Key:
             seen = np.flatnonzero(self.seen[start:stop] < moment)
             if len(seen):
                 return start + int(seen[-1])
-            if self.reach[start - 1] < moment and start > 0:
-                return start - 1
             stop, size = start, size * 4
         return -1
 
