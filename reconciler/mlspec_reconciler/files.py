@@ -34,7 +34,8 @@ def read(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[Diagno
         for file in files:
             name = _shown(file, root)
             try:
-                text, found = source.decode(file.read_bytes(), name)
+                with file.open("rb") as stream:
+                    text, found = source.decode(stream.read(source.MAX_BYTES + 1), name)
             except OSError as error:
                 message = f"cannot be read: {error.strerror or error}"
                 text, found = (

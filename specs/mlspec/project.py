@@ -198,9 +198,9 @@ def _unknown_reference(ref: Ref, catalog: Catalog, declared: set[Id]) -> Problem
     others = sorted(kind for kind, name in catalog.resources if name == ref.name)
     if others:
         return Problem("wrong-kind", f"{ref.name} is a {others[0]}, not a {wanted}", path, hint)
-    return Problem(
-        "unknown-reference", f'{wanted} "{ref.name}" is unknown{did_you_mean(ref.name, names)}', path, hint
-    )
+    likely = names if len(names) < 500 else {name for name in names if name[:1] == ref.name[:1]}
+    message = f'{wanted} "{ref.name}" is unknown{did_you_mean(ref.name, likely)}'
+    return Problem("unknown-reference", message, path, hint)
 
 
 def _check_expressions(

@@ -75,7 +75,7 @@ class Source:
 def decode(data: bytes, path: str) -> tuple[str, list[Diagnostic]]:
     """The text of a file: UTF-8 (or UTF-16 with a byte order mark), at most `MAX_BYTES`."""
     if len(data) > MAX_BYTES:
-        message = f"the file has {len(data) / 2**20:.1f} MiB; a spec file may have {MAX_BYTES // 2**20} MiB"
+        message = f"the file is larger than {MAX_BYTES // 2**20} MiB"
         return "", [
             Diagnostic("error", "too-large", message, Mark(path), "split it, or move data out of the specs")
         ]
@@ -169,14 +169,7 @@ def place(document: Document, problem: Problem) -> Diagnostic:
 
 def locate(document: Document, path: tuple[str | int, ...], on_key: bool = False) -> Mark:
     """The place of a key or value. A path that leaves the document points at the key of the nearest mapping that exists."""
-    node = next(
-        (
-            root
-            for root in _roots(document.text)
-            if root.start_mark.line + 1 + document.shift == document.line
-        ),
-        None,
-    )
+    node = _roots(document.text).get(document.line - document.shift)
     if node is None:
         return Mark(document.path, document.line)
     key: yaml.Node | None = None
@@ -195,8 +188,7 @@ def locate(document: Document, path: tuple[str | int, ...], on_key: bool = False
 def locate_in(document: Document, path: tuple[str | int, ...], offset: int, length: int = 1) -> Mark:
     """The place of a part of a string value; of the whole value if it is written with escapes or on several lines."""
     mark = locate(document, path)
-    lines = LINE_BREAK.split(document.text)
-    written = lines[mark.line - 1 - document.shift][mark.column - 1 :][: mark.length]
+    written = _lines(document.text)[mark.line - 1 - document.shift][mark.column - 1 :][: mark.length]
     value: Any = document.data
     for step in path:
         value = value[step]
@@ -493,8 +485,14 @@ def _ambiguous(text: str, reading: str, better: str = "", value: Any = None, fix
 
 
 @lru_cache(maxsize=4)
-def _roots(text: str) -> tuple[yaml.Node, ...]:
-    return tuple(_compose(text))
+def _roots(text: str) -> dict[int, yaml.Node]:
+    """Root nodes by the line that they start in, from 1."""
+    return {node.start_mark.line + 1: node for node in _compose(text)}
+
+
+@lru_cache(maxsize=4)
+def _lines(text: str) -> list[str]:
+    return LINE_BREAK.split(text)
 
 
 def _entry(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Node] | None:
