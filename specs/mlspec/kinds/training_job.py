@@ -561,11 +561,11 @@ def lower(resource: Resource, context: Context) -> Lowered:
 
 
 def definition(view: JSON) -> dict[str, Any]:
-    """A view as serving needs it: the question, the sets that it asks, and the times and keys of its dataset."""
+    """A view as serving needs it: the question, the sets that it asks, the times, keys and types of its dataset."""
     source = {
         key: value for key, value in view["dataset"]["spec"].items() if key not in ("checks", "refresh")
     }
-    return {"spec": view["spec"], "dataset": source, "sets": view["sets"]}
+    return {"spec": view["spec"], "dataset": source, "types": view["dataset"]["types"], "sets": view["sets"]}
 
 
 def _keep(job: str, record: JSON | None) -> Lowered:
