@@ -120,11 +120,17 @@ def sampled(identity: str, share: float) -> bool:
 
 def _schema(entry: Entry) -> tuple[object, ...]:
     """Entries with the same value fit into one table."""
+    columns, features, answer = entry.request.columns, entry.features, entry.answer
     return (
         entry.shadow,
-        tuple((name, values.dtype.kind) for name, values in entry.request.columns.items()),
-        tuple((name, values.dtype.kind) for name, values in entry.features.items()),
-        tuple((name, values.dtype.kind, values.ndim) for name, values in entry.answer.items()),
+        *columns,
+        *[values.dtype.kind for values in columns.values()],
+        None,
+        *features,
+        *[values.dtype.kind for values in features.values()],
+        None,
+        *answer,
+        *[(values.dtype.kind, values.ndim) for values in answer.values()],
     )
 
 

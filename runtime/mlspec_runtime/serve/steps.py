@@ -40,25 +40,34 @@ def python(function: Callable[[Columns], Any]) -> Call:
 
     def call(run: Run, value: Columns) -> Columns:
         for values in value.values():
-            values.flags.writeable = False
+            values.setflags(write=False)
         result = function(value.copy())
-        rows = run.request.rows
         if not isinstance(result, dict):
             raise TypeError(f"it must return a dict of arrays by column, not {type(result).__name__}")
-        columns: Columns = {}
+        rows = run.request.rows
         for name, values in result.items():
-            if type(values) is not np.ndarray:
-                values = np.asarray(values)
-            if values.ndim == 0:
-                values = np.full(rows, values[()])
-            if len(values) != rows:
-                raise ValueError(f"column {name} has {len(values)} values for {rows} rows")
-            if not isinstance(name, str):
-                raise TypeError(f"column names must be strings, not {name!r}")
-            columns[name] = values
-        return columns
+            if (
+                type(values) is not np.ndarray
+                or not values.ndim
+                or len(values) != rows
+                or type(name) is not str
+            ):
+                return {name: _column(name, values, rows) for name, values in result.items()}
+        return result
 
     return call
+
+
+def _column(name: Any, values: Any, rows: int) -> Array:
+    """A value that a user's function has returned, as a column."""
+    if not isinstance(name, str):
+        raise TypeError(f"column names must be strings, not {name!r}")
+    array = np.asarray(values)
+    if array.ndim == 0:
+        array = np.full(rows, array[()])
+    if len(array) != rows:
+        raise ValueError(f"column {name} has {len(array)} values for {rows} rows")
+    return array
 
 
 def view(reader: Reader) -> Call:
