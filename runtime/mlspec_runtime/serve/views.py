@@ -79,8 +79,11 @@ def _inputs(
 
 
 def _datatype(name: str, kind: str | None, dataset: DatasetSpec) -> str | None:
+    """Whole numbers and truth values cannot say null: where they may be, floats do, or any type if nobody declares it."""
     found = None if kind is None else DATATYPES.get(kind)
+    if found not in ("INT32", "INT64", "BOOL"):
+        return found
     column = dataset.columns.get(name)
-    if column is not None and column.nullable and found in ("INT32", "INT64", "BOOL"):
-        return "FP64"  # the only number that can say null
-    return found
+    if column is None:
+        return None
+    return "FP64" if column.nullable else found
