@@ -119,7 +119,7 @@ def workflow_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Healt
 
 def cron_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
     """Health of a CronWorkflow: its conditions name a broken spec."""
-    for condition in status.get("conditions", []):
+    for condition in status.get("conditions") or []:
         if condition.get("type") == "SpecError" and condition.get("status") == "True":
             return Health(State.FAILED, str(condition.get("message")))
     last = status.get("lastScheduledTime")

@@ -128,7 +128,7 @@ def deployment_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Hea
     generation = body.get("metadata", {}).get("generation", 0)
     if status.get("observedGeneration", 0) < generation:
         return Health(State.PROGRESSING, "waits for the controller to see the change")
-    for condition in status.get("conditions", []):
+    for condition in status.get("conditions") or []:
         if condition.get("type") == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
             return Health(State.FAILED, str(condition.get("message")))
     wanted = body.get("spec", {}).get("replicas", 1)

@@ -57,7 +57,7 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
 
 def health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
     """Health of a Job: only the conditions Complete and Failed end it."""
-    for condition in status.get("conditions", []):
+    for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") == "Complete":
             return Health(State.READY, "succeeded")
         if condition.get("status") == "True" and condition.get("type") == "Failed":

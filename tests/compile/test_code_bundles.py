@@ -1,0 +1,144 @@
+"""Code bundles: what a function takes along, and what is said when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlspec.diagnostics import Diagnostic
+from mlspec_reconciler import bundle, load
+
+SPEC = """\
+apiVersion: mlspec.dev/v1alpha1
+kind: Function
+metadata: {name: fit}
+spec: {code: "ENTRY", include: [INCLUDE]}
+"""
+FILES = {
+    "train.py": "import helper\nfrom pkg.model import net\n\n\ndef train():\n    import lazy\n",
+    "helper.py": "import numpy\n",
+    "lazy.py": "",
+    "pkg/__init__.py": "",
+    "pkg/model.py": "from . import blocks\nfrom .deep.layers import layer\n\nnet = 1\n",
+    "pkg/blocks.py": "",
+    "pkg/deep/__init__.py": "",
+    "pkg/deep/layers.py": "from ..shared import x\n\nlayer = 1\n",
+    "pkg/shared.py": "x = 1\n",
+    "pkg/unused.py": "",
+    "notebook.py": "print(1)\n",
+    "conf/a.toml": "a = 1\n",
+    "conf/b.toml": "b = 1\n",
+    ".venv/conf/c.toml": "",
+}
+TAKEN = {
+    "train.py", "helper.py", "lazy.py", "pkg/__init__.py", "pkg/model.py", "pkg/blocks.py", "pkg/deep/__init__.py",
+    "pkg/deep/layers.py", "pkg/shared.py",
+}  # fmt: skip
+
+
+def gathered(
+    root: Path, entry: str = "train.py:train", include: str = ""
+) -> tuple[bundle.Bundle, list[Diagnostic]]:
+    """The bundle of the one function."""
+    spec = SPEC.replace("ENTRY", entry).replace("INCLUDE", include)
+    (root / "ml").mkdir(exist_ok=True)
+    (root / "ml" / "specs.yaml").write_text(spec)
+    loaded = load.load([root], root=root)
+    assert loaded.project is not None, loaded.diagnostics
+    bundles, problems = bundle.gather(loaded.project, root)
+    return next(iter(bundles.values())), problems
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with the specs and the code in `ml/`."""
+    for name, content in FILES.items():
+        path = tmp_path / "ml" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path
+
+
+def test_imports_are_followed_through_packages(root: Path) -> None:
+    """A module that is left behind fails hours later, in a pod."""
+    found, problems = gathered(root)
+    assert set(found.files) == TAKEN
+    assert not problems
+
+
+def test_a_module_entry_is_the_same_code(root: Path) -> None:
+    """`pkg.model:net` names a file of the repository as well."""
+    found, problems = gathered(root, "pkg.model:net")
+    assert "pkg/shared.py" in found.files
+    assert not problems
+
+
+def test_included_files_go_along(root: Path) -> None:
+    """Patterns add data files, and never environments or version control."""
+    found, _ = gathered(root, include='"conf/*.toml", "**/*.toml"')
+    assert set(found.files) == TAKEN | {"conf/a.toml", "conf/b.toml"}
+
+
+@pytest.mark.parametrize("name", ["notebook.py", "pkg/unused.py", "conf/a.toml", "other/new.py"])
+def test_an_unrelated_file_changes_no_digest(root: Path, name: str) -> None:
+    """Otherwise every edit would train everything again."""
+    before, _ = gathered(root)
+    path = root / "ml" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("changed = 1\n")
+    assert gathered(root)[0].digest == before.digest
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN))
+def test_a_file_that_is_used_changes_the_digest(root: Path, name: str) -> None:
+    """Otherwise a result would be taken for that of other code."""
+    before, _ = gathered(root)
+    path = root / "ml" / name
+    path.write_text(path.read_text() + "# changed\n")
+    assert gathered(root)[0].digest != before.digest
+
+
+def test_a_syntax_error_is_shown_where_it_stands(root: Path) -> None:
+    """At the line of the Python file, not of the spec."""
+    (root / "ml" / "helper.py").write_text("import numpy\n\ndef broken(:\n")
+    _, problems = gathered(root)
+    assert [(one.code, str(one.mark.path), one.mark.line) for one in problems] == [
+        ("python-syntax", "ml/helper.py", 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "include", "code", "words"),
+    [
+        ("trian.py:train", "", "missing-code", 'did you mean "train.py"'),
+        ("train.py:trian", "", "missing-code", 'did you mean "train"'),
+        ("train.py:train", '"*.csv"', "missing-code", "matches no file"),
+        ("../train.py:train", "", "outside-code", "outside of ml/"),
+        ("train.py:train", '"../*.yaml"', "outside-code", "outside of ml/"),
+        ("train.py:train", '"/etc/*.conf"', "outside-code", "outside of ml/"),
+    ],
+)
+def test_what_cannot_be_taken_is_said(root: Path, entry: str, include: str, code: str, words: str) -> None:
+    """Each with a way out, and never a traceback."""
+    _, problems = gathered(root, entry, include)
+    assert [one.code for one in problems] == [code]
+    assert words in problems[0].message
+
+
+def test_functions_below_if_and_try_count(root: Path) -> None:
+    """Code that adapts to its environment is code."""
+    text = "try:\n    import a\nexcept ImportError:\n    def train():\n        pass\nif True:\n    other: int = 1\n"
+    (root / "ml" / "train.py").write_text(text)
+    assert not gathered(root)[1]
+    assert not gathered(root, "train.py:other")[1]
+
+
+def test_a_stored_bundle_has_all_files(root: Path, tmp_path: Path) -> None:
+    """What runs is what was hashed; storing twice is storing once."""
+    found, _ = gathered(root)
+    for _ in range(2):
+        bundle.store(found, tmp_path / "store")
+    folder = tmp_path / "store" / "code" / found.digest[:16]
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.py")} == TAKEN
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
