@@ -66,12 +66,12 @@ GRAPH = """\
 """
 POLICY = """\
   graph: graph-{n}-{m}
-  truth: {{dataset: flights-{n}, "on": [flight], label: "arr_delay > 15"}}
+  truth: {{dataset: flights-{n}, key: [flight], label: "arr_delay > 15"}}
   alerts:
     accuracy: {{metric: auc, below: 0.70, for: 3}}
     drift: {{drift: {{features: all}}}}
   actions:
-    - {{"on": accuracy, retrain: {{job: late-{n}-{m}, window: 90d}}}}
+    - {{when: accuracy, retrain: {{job: late-{n}-{m}, window: 90d}}}}
 """
 
 

@@ -127,7 +127,7 @@ def test_key_expressions(tmp_path: Path) -> None:
         {
             "set": "one",
             "names": ["value"],
-            "on": {"key": "lower(upper(key))", "place": "CAST(place AS BIGINT) + 1"},
+            "key": {"key": "lower(upper(key))", "place": "CAST(place AS BIGINT) + 1"},
         }
     ]
     table = join.join(ASKS, ASK, view(features), sets)
@@ -173,11 +173,11 @@ def test_share_is_stable_when_rows_are_added(tmp_path: Path) -> None:
 REFUSALS = {
     "unknown column": (view([{"row": {"x": "nothing + 1"}}]), {}, "there is no column nothing"),
     "cast": (view([{"row": {"x": "CAST(key AS BIGINT)"}}]), {}, "cannot be evaluated"),
-    "key type": (view([{"set": "one", "on": {"key": "place"}}]), {}, "key key of one is of type string"),
+    "key type": (view([{"set": "one", "key": {"key": "place"}}]), {}, "key key of one is of type string"),
     "moment": (view([{"set": "one"}], ask={"at": "key"}), {}, "the moment of the question is of type string"),
     "feature": (view([{"set": "one", "names": ["vlaue"]}]), {}, "one has no feature vlaue"),
-    "twice": (view([{"set": "one"}, {"set": "one"}]), {}, "two features called value"),
-    "key column": (view([{"set": "one", "on": {"kee": "key"}}]), {}, "kee is no key column of one"),
+    "twice": (view([{"set": "one"}, {"set": "one"}]), {}, "two features called day"),
+    "key column": (view([{"set": "one", "key": {"kee": "key"}}]), {}, "kee is no key column of one"),
     "where": (view([{"set": "one"}]), {"where": "id + 1"}, "not true or false"),
     "subquery": (view([{"row": {"x": "(SELECT 1)"}}]), {}, "a query is not allowed"),
 }

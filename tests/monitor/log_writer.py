@@ -143,7 +143,7 @@ class World:
         }
 
 
-TRUTH = {"dataset": "flights", "on": ["flight"], "label": "arr_delay > 15", "maxDelay": "2d"}
+TRUTH = {"dataset": "flights", "key": ["flight"], "label": "arr_delay > 15", "maxDelay": "2d"}
 
 
 def wall(day: float) -> float:

@@ -14,7 +14,7 @@ from mlspec_runtime.task import TaskError
 from monitor.log_writer import TRUTH, WALL, World, wall
 
 ACCURACY = {"metric": "auc", "below": 0.7, "for": 3}
-RETRAIN = {"on": "accuracy", "retrain": {"job": "late-arrival", "window": "90d"}}
+RETRAIN = {"when": "accuracy", "retrain": {"job": "late-arrival", "window": "90d"}}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_verdict_does_not_depend_on_when_somebody_looked(world):
     spec = {
         "truth": TRUTH,
         "alerts": {"accuracy": ACCURACY, "drift": {"drift": {}}},
-        "actions": [RETRAIN, {"on": "drift", "retrain": {"job": "other"}}],
+        "actions": [RETRAIN, {"when": "drift", "retrain": {"job": "other"}}],
     }
     for day in range(10):
         world.day(day, skill=1.0 if day < 3 else 0.0, shift=1.0 if day > 5 else 0.0, delay=40_000)
@@ -200,7 +200,7 @@ def test_retraining_is_capped_in_the_time_of_the_data(world):
     """An alert that stays asks again after the cap's time, not with every window."""
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"on": "any", "retrain": {"job": "late-arrival"}, "limit": {"count": 1, "per": "7d"}}],
+        "actions": [{"when": "any", "retrain": {"job": "late-arrival"}, "limit": {"count": 1, "per": "7d"}}],
     }
     result = daily(world, spec, range(18), shift=1.0)
     assert [one["at"][:10] for one in result["triggers"]] == ["2013-06-11", "2013-06-18", "2013-06-25"]
@@ -211,7 +211,7 @@ def test_no_second_retraining_while_the_first_is_under_way(world):
     """With room under the cap, the next trigger still waits until a new model has served a full window."""
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"on": "drift", "retrain": {"job": "late-arrival"}, "limit": {"count": 5, "per": "30d"}}],
+        "actions": [{"when": "drift", "retrain": {"job": "late-arrival"}, "limit": {"count": 5, "per": "30d"}}],
     }
     assert len(daily(world, spec, range(4), shift=1.0)["triggers"]) == 1
     world.train("flights-2")
@@ -230,7 +230,7 @@ def test_proposals_are_recorded_apart(world):
     """`propose` says what it would do and does nothing."""
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"on": "drift", "retrain": {"job": "late-arrival"}, "mode": "propose"}],
+        "actions": [{"when": "drift", "retrain": {"job": "late-arrival"}, "mode": "propose"}],
     }
     result = daily(world, spec, range(3), shift=1.0)
     assert result["triggers"] == []
@@ -241,7 +241,7 @@ def test_a_switch_leads_back_once_and_not_to_and_fro(world):
     """After the switch the previous model serves; a second switch would bring the bad model back."""
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"on": "drift", "switch": {"to": "previous"}, "limit": {"count": 9, "per": "1d"}}],
+        "actions": [{"when": "drift", "switch": {"to": "previous"}, "limit": {"count": 9, "per": "1d"}}],
     }
     world.train("flights-2")
     daily(world, spec, [0], model="flights-1")

@@ -158,7 +158,7 @@ def test_what_cannot_be_sent_says_why(store, spec, problem):
 def test_an_alert_is_told_when_it_fires_and_when_it_is_over(tmp_path, inbox):
     """One message per transition, however often the policy is evaluated."""
     world = World(tmp_path)
-    spec = {"alerts": {"drift": {"drift": {}}}, "actions": [{"on": "any", "notify": "oncall"}]}
+    spec = {"alerts": {"drift": {"drift": {}}}, "actions": [{"when": "any", "notify": "oncall"}]}
     task = world.task(spec, receivers={"oncall": {"webhook": {"url": inbox.url}}})
     for day, shift in enumerate([0.0, 1.0, 1.0, 0.0, 0.0]):
         world.day(day, shift=shift)
@@ -178,7 +178,7 @@ def test_a_silence_mutes_and_its_end_tells(tmp_path, inbox):
     world = World(tmp_path)
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"on": "drift", "notify": "oncall"}, {"on": "drift", "retrain": {"job": "late-arrival"}}],
+        "actions": [{"when": "drift", "notify": "oncall"}, {"when": "drift", "retrain": {"job": "late-arrival"}}],
         "silences": [{"alert": "drift", "until": "2013-06-15"}],
     }
     task = world.task(spec, receivers={"oncall": {"webhook": {"url": inbox.url}}})

@@ -79,7 +79,7 @@ def spec(slot: str, variant: int) -> dict[str, Any]:
             return {
                 "graph": "g0",
                 "alerts": {"drift": {"drift": {"minEffect": variant / 20}}},
-                "actions": [{"on": "any", "notify": "r0"}],
+                "actions": [{"when": "any", "notify": "r0"}],
             }
 
 

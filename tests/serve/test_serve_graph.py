@@ -79,7 +79,7 @@ def test_several_sources_are_merged_and_clashes_are_named(root: Path) -> None:
     assert ask(made, {"a": [1.0]}) == {"scale.a": [10.0], "add.a": [1.0], "c": [2.0]}
 
 
-ROUTES = {"route": {"router": {"on": "inputs.kind", "cases": {"x": "ten", "y": "twenty"}}},
+ROUTES = {"route": {"router": {"by": "inputs.kind", "cases": {"x": "ten", "y": "twenty"}}},
           "ten": {"model": "m10", "after": ["route"]}, "twenty": {"model": "m20", "after": ["route"]}}  # fmt: skip
 KINDS = [
     {"name": "kind", "datatype": "BYTES"},
@@ -116,7 +116,7 @@ def test_a_router_sees_headers_and_parameters_and_has_a_default(root: Path) -> N
         **ROUTES,
         "route": {
             "router": {
-                "on": 'headers."x-kind" || parameters.kind',
+                "by": 'headers."x-kind" || parameters.kind',
                 "cases": {"1": "ten"},
                 "default": "twenty",
             }
@@ -375,7 +375,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown model": ({"m": {"model": "zz"}}, "no run of the model zz"),
     "unknown code": ({"m": {"python": "zz.py:f"}}, "the code of zz.py:f"),
     "expression": (
-        {"r": {"router": {"on": "a b", "cases": {"x": "m"}}}, "m": {"model": "m10"}},
+        {"r": {"router": {"by": "a b", "cases": {"x": "m"}}}, "m": {"model": "m10"}},
         "not a JMESPath expression",
     ),
     "weights": (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlspec.kinds.dataset import DatasetSpec
@@ -45,7 +46,7 @@ def newest(folder: Path, rows: int) -> pa.Table | None:
     if not found:
         return None
     table = pa.concat_tables(found, promote_options="permissive")
-    return table.filter(pa.compute.equal(table["status"], 200)).slice(0, rows)
+    return table.filter(pc.equal(table["status"], 200)).slice(0, rows)
 
 
 def view(name: str, definition: Mapping[str, Any], log: pa.Table, root: Path) -> int:

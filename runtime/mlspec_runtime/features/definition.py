@@ -47,7 +47,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class SetPlan:
-    """A FeatureSet: its key, its inputs (`v0`, `v1`, ... -> expression) and its aggregates in the order of the spec."""
+    """A FeatureSet: its key, its inputs (`v0`, `v1`, ... -> expression) and its aggregates by name."""
 
     key: tuple[str, ...]
     where: Expression | None
@@ -109,12 +109,15 @@ def expression(text: str, place: str) -> Expression:
 
 
 def set_plan(spec: FeatureSetSpec) -> SetPlan:
-    """The plan of a set. Equal input expressions are lifted once."""
+    """The plan of a set, by the names of its features: the order of keys in YAML or JSON never changes a stored column.
+
+    Equal input expressions are lifted once.
+    """
     inputs: dict[str, Expression] = {}
     names: dict[str, str] = {}
     aggregates = []
     hop = microseconds(spec.hop) if spec.hop else 0
-    for name, given in spec.features.items():
+    for name, given in sorted(spec.features.items()):
         feature = given if isinstance(given, Feature) else Feature.model_validate({"last": given})
         op, text = feature.choice, str(getattr(feature, feature.choice))
         column = ""
@@ -142,7 +145,7 @@ def view_plan(spec: FeatureViewSpec, ask: DatasetSpec | None, sets: Mapping[str,
         if group.row is not None:
             uses += [
                 RowUse(group.prefix + name, expression(text, f"row feature {name}"))
-                for name, text in group.row.items()
+                for name, text in sorted(group.row.items())
             ]
             continue
         assert group.set is not None
@@ -154,13 +157,13 @@ def view_plan(spec: FeatureViewSpec, ask: DatasetSpec | None, sets: Mapping[str,
         missing = [name for name in wanted if name not in known]
         if missing:
             raise TaskError(f"{group.set} has no feature {missing[0]}", f"it has {', '.join(known)}")
-        stray = [column for column in group.on if column not in plan.key]
+        stray = [column for column in group.key if column not in plan.key]
         if stray:
             raise TaskError(
                 f"{stray[0]} is no key column of {group.set}", f"its key is {', '.join(plan.key)}"
             )
         key = tuple(
-            expression(group.on.get(column, identifier(column)), f"key {column} of {group.set}")
+            expression(group.key.get(column, identifier(column)), f"key {column} of {group.set}")
             for column in plan.key
         )
         max_age = microseconds(group.max_age) if group.max_age else None

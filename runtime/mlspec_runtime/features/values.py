@@ -147,7 +147,7 @@ def fit_key(array: pa.Array, dtype: pa.DataType, what: str) -> pa.Array:
         return array.cast(dtype, safe=False)
     raise TaskError(
         f"{what} is of type {name_of(dtype)}, but the question gives {name_of(array.type)}",
-        f"cast it in the view: on: {{...: CAST(... AS {SQL[name_of(dtype)]})}}",
+        f"cast it in the view: key: {{...: CAST(... AS {SQL[name_of(dtype)]})}}",
     )
 
 

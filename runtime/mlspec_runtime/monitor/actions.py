@@ -31,9 +31,10 @@ def act(
     if state.stage != "firing" or set(window.models) != serving(windows, seconds(spec.window)):
         return
     for action in spec.actions:
-        if action.on not in (alert, "any") or action.notify:
+        if action.when not in (alert, "any") or action.notify:
             continue
         trigger = _trigger(policy, spec, action, alert, state, window)
+        trigger["run"] = newest_part(trigger["run"], windows)
         if _allowed(store, action, trigger, state.at or window.start, windows):
             store.execute(
                 "INSERT OR IGNORE INTO triggers VALUES (?, ?, ?, ?)",

@@ -72,7 +72,7 @@ def evaluate(task: Document, root: Path, now: float) -> Document:
     policy = _policy(task, root)
     with opened(root / "monitors" / policy.name / "state.sqlite") as store:
         _keep_or_forget(store, policy)
-        keys = policy.truth.spec.on if policy.truth else []
+        keys = policy.truth.spec.key if policy.truth else []
         _, broken = ingest(store, policy.log, policy.length, policy.references, keys)
         problems = [f"cannot read {name} of the request log yet" for name in broken[:3]]
         clock = watermark(store, now)
@@ -123,7 +123,7 @@ def _policy(task: Document, root: Path) -> _Policy:
 
 def _keep_or_forget(store: Store, policy: _Policy) -> None:
     """Counts fit one length of windows and one set of keys; when these change, the log is counted again."""
-    keys = ",".join(policy.truth.spec.on) if policy.truth else ""
+    keys = ",".join(policy.truth.spec.key) if policy.truth else ""
     shape = f"{policy.spec.window}|{keys}"
     with store.transaction():
         if (before := store.setting("shape")) != shape:
@@ -290,7 +290,7 @@ def _tell(store: Store, policy: _Policy, name: str, state: State, at: int | None
     if state.fired is None or state.stage not in ("firing", "resolved") or at is None:
         return
     for receiver in dict.fromkeys(
-        one.notify for one in policy.spec.actions if one.notify and one.on in (name, "any")
+        one.notify for one in policy.spec.actions if one.notify and one.when in (name, "any")
     ):
         fired = f"{policy.name}/{name}/{state.fired}/firing/{receiver}"
         key = f"{policy.name}/{name}/{state.fired}/{state.stage}/{receiver}"

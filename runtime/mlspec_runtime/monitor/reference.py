@@ -108,7 +108,7 @@ class Library(dict[str, Reference | None]):
     """References by run name, read when they are first asked for; None for a model that has none.
 
     A model may have served a moment before the task of the monitor knows it, so the place of a training run's
-    reference is tried for any name.
+    reference is tried for any name. Requests that several models answered together (`a+b`) have the features of all.
     """
 
     def __init__(self, root: Path, paths: Mapping[str, str]) -> None:
@@ -116,6 +116,11 @@ class Library(dict[str, Reference | None]):
         self._root, self._paths = root, paths
 
     def __missing__(self, name: str) -> Reference | None:
+        parts = [self[part] for part in name.split("+")] if "+" in name else []
+        if parts:
+            known = [part.features for part in parts if part]
+            self[name] = Reference({k: v for one in reversed(known) for k, v in one.items()}, {}) if known else None
+            return self[name]
         usual = f"runs/{name}/train/reference.json" if re.fullmatch(NAME_PATTERN, name) else ""
         path = self._paths.get(name, usual)
         try:

@@ -73,7 +73,7 @@ def settle(
                 continue  # nothing was answered, or so long ago that the rows are gone and the verdict stays
             table = pa.concat_tables(rows, promote_options="permissive")
             if any(pa.types.is_null(table.schema.field(f"key{place}").type) for place in range(len(types))):
-                names = ", ".join(f"input.{name}" for name in source.spec.on)
+                names = ", ".join(f"input.{name}" for name in source.spec.key)
                 problems = [f"the request log lacks {names}, so predictions cannot be joined with the truth"]
                 continue
             _settle(store, window, source, _joined(database, table, types), clock, length, lateness, wanted)
@@ -103,8 +103,8 @@ def _load(database: duckdb.DuckDBPyConnection, path: Path, source: Source, clock
     known = f'"{time.known or time.event}"::TIMESTAMPTZ'
     if not time.known and time.delay:
         known = f"{known} + INTERVAL {int(seconds(time.delay) * 1e6)} MICROSECOND"
-    keys = ", ".join(f'"{name}" AS key{place}' for place, name in enumerate(source.spec.on))
-    groups = ", ".join(f"key{place}" for place in range(len(source.spec.on)))
+    keys = ", ".join(f'"{name}" AS key{place}' for place, name in enumerate(source.spec.key))
+    groups = ", ".join(f"key{place}" for place in range(len(source.spec.key)))
     try:
         database.execute("SET TimeZone = 'UTC'")
         database.execute(
@@ -116,10 +116,10 @@ def _load(database: duckdb.DuckDBPyConnection, path: Path, source: Source, clock
     except duckdb.Error as error:
         raise TaskError(
             f"the ground truth cannot be read: {str(error).splitlines()[0]}",
-            "check `truth.on` and `truth.label` of the policy against the columns of its dataset",
+            "check `truth.key` and `truth.label` of the policy against the columns of its dataset",
         ) from None
     described = database.execute("DESCRIBE truth").fetchall()
-    return [str(kind) for _, kind, *_ in described[: len(source.spec.on)]]
+    return [str(kind) for _, kind, *_ in described[: len(source.spec.key)]]
 
 
 @dataclass(frozen=True, slots=True)

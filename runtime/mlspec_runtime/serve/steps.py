@@ -109,7 +109,7 @@ def model(model: Model, choose: Callable[[Run, Columns], Columns]) -> Call:
 
 def router(spec: Router, step: str, slots: Mapping[str, int]) -> Call:
     """Choose the step of the case; rows of different cases are run apart."""
-    evaluate = expression(spec.on)
+    evaluate = expression(spec.by)
     cases = {value: slots[target] for value, target in spec.cases.items()}
     default = None if spec.default is None else slots[spec.default]
 

@@ -36,7 +36,7 @@ class Features(OneOf):
     """The FeatureSet."""
     names: list[Identifier] | None = Field(None, min_length=1)
     """Which features of the set; all by default."""
-    on: dict[Identifier, Sql] = {}
+    key: dict[Identifier, Sql] = {}
     """Key column of the set -> expression of the asking row; by default the column of the same name."""
     max_age: Duration | None = None
     """Values whose newest row is older than this at the moment of the question are NULL."""
@@ -54,7 +54,8 @@ class FeatureViewSpec(Base):
     label: Sql | None = None
     """What the model shall predict, as an expression of the asking row."""
     features: list[Features] = Field(min_length=1)
-    """Where the features come from; their order is the order of the model's inputs."""
+    """Where the features come from. The model's inputs are in the order of this list, within an entry in that of `names`,
+    otherwise by name."""
 
 
 def references(spec: FeatureViewSpec) -> Iterator[Ref]:
@@ -73,7 +74,7 @@ def expressions(spec: FeatureViewSpec, catalog: Catalog) -> Iterator[RowSql]:
     if spec.label is not None:
         yield RowSql(spec.label, ("spec", "label"), asking)
     for index, features in enumerate(spec.features):
-        for field, texts in (("on", features.on), ("row", features.row or {})):
+        for field, texts in (("key", features.key), ("row", features.row or {})):
             for name, text in texts.items():
                 yield RowSql(text, ("spec", "features", index, field, name), asking)
 
@@ -133,7 +134,7 @@ def feature_names(spec: FeatureViewSpec, catalog: Catalog) -> set[str]:
 
 def _check_fields(features: Features, path: Path) -> Iterator[Problem]:
     if features.row is not None:
-        for field in ("names", "on", "max_age", "prefix"):
+        for field in ("names", "key", "max_age", "prefix"):
             if getattr(features, field):
                 name = to_camel(field)
                 yield Problem(
@@ -148,14 +149,14 @@ def _check_fields(features: Features, path: Path) -> Iterator[Problem]:
 def _check_keys(
     features: Features, keys: list[str], asking_name: str, asking: DatasetSpec | None, path: Path
 ) -> Iterator[Problem]:
-    for key in features.on:
+    for key in features.key:
         what = f"{features.set} has no key column"
-        yield from rules.member(key, keys, what, "unknown-key", (*path, "on", key), on_key=True)
+        yield from rules.member(key, keys, what, "unknown-key", (*path, "key", key), on_key=True)
     for key in keys:
-        if key not in features.on and asking is not None:
+        if key not in features.key and asking is not None:
             for problem in check_column(key, asking, asking_name, (*path, "set")):
                 message = f'{features.set} has the key "{key}"; {problem.message}'
-                hint = f'add on: {{{key}: COLUMN}} ("on" in quotes)'
+                hint = f'add key: {{{key}: COLUMN}}'
                 yield replace(problem, code="missing-key", message=message, hint=hint)
 
 

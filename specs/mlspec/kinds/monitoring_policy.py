@@ -39,7 +39,7 @@ class Truth(Base):
 
     dataset: Name
     """Dataset with the outcomes; its `time.known` says when each was known."""
-    on: list[Identifier] = Field(min_length=1)
+    key: list[Identifier] = Field(min_length=1)
     """Columns that identify the row, in the dataset and in the requests."""
     label: Sql
     """The outcome as an expression of the dataset's row."""
@@ -136,7 +136,7 @@ class Action(OneOf):
 
     CHOICES: ClassVar[tuple[str, ...]] = ("retrain", "switch", "notify")
 
-    on: AlertName | Literal["any"]
+    when: AlertName | Literal["any"]
     """Name of the alert, or `any`."""
     retrain: Retrain | None = None
     """Train again."""
@@ -212,7 +212,7 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
     names = [*spec.alerts, "any"]
     for index, action in enumerate(spec.actions):
         path = ("spec", "actions", index)
-        yield from rules.member(action.on, names, "no alert is called", "unknown-alert", (*path, "on"))
+        yield from rules.member(action.when, names, "no alert is called", "unknown-alert", (*path, "when"))
         job = catalog.find("TrainingJob", action.retrain.job) if action.retrain else None
         if (
             job is not None
@@ -272,8 +272,8 @@ def _check_truth(truth: Truth, catalog: Catalog) -> Iterator[Problem]:
     if found is None:
         return
     dataset = cast(DatasetSpec, found.spec)
-    for index, column in enumerate(truth.on):
-        yield from check_column(column, dataset, truth.dataset, ("spec", "truth", "on", index))
+    for index, column in enumerate(truth.key):
+        yield from check_column(column, dataset, truth.dataset, ("spec", "truth", "key", index))
     if dataset.time is None or (dataset.time.known is None and dataset.time.delay is None):
         message = f"{truth.dataset} does not say when its rows are known"
         hint = "add time: {event: COLUMN, known: COLUMN} to the dataset, or delay: 0s"

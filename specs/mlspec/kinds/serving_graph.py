@@ -22,7 +22,7 @@ StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 class Router(Base):
     """Sends the request to one of the following steps by its content."""
 
-    on: str = Field(min_length=1)
+    by: str = Field(min_length=1)
     """JMESPath expression over `{inputs, parameters, headers}`; its value (as a string) picks the case."""
     cases: dict[str, StepName] = Field(min_length=1)
     """Value -> step."""
