@@ -22,6 +22,7 @@ from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
 from mlspec_reconciler import bundle, load, observe
+from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.reconcile import Wanted
 
@@ -75,6 +76,11 @@ def open_project(path: Path, target: str | None) -> Opened:
     if loaded.project is None:
         return Opened(workspace, tuple(loaded.diagnostics), loaded.texts)
     project = loaded.project
+    if not project.order:  # what is left of a broken checkout must not delete everything
+        mark = Mark(str(path))
+        hint = "mlspec init writes a working project; mlspec destroy removes what was applied"
+        nothing = Diagnostic("error", "no-specs", "there is no resource of mlspec in these files", mark, hint)
+        return Opened(workspace, (*loaded.diagnostics, nothing), loaded.texts)
     code, code_problems = bundle.gather(project, workspace.root)
     files, file_problems = observe.source_files(project, workspace.root)
     problems = [*loaded.diagnostics, *code_problems, *file_problems]
@@ -143,7 +149,10 @@ def applied(workspace: Workspace) -> Mapping[str, Any] | None:
     path = workspace.home / APPLIED
     if not path.exists():
         return None
-    document: Mapping[str, Any] = json.loads(path.read_text())
+    try:
+        document: Mapping[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise Unavailable(f"{path} is damaged ({error}); mlspec apply writes it again") from None
     return document
 
 
