@@ -38,7 +38,7 @@ def perform(plan: Plan, project: Project, cluster: Cluster) -> list[Outcome]:
 
 
 def _intend(plan: Plan, project: Project) -> Inventory:
-    inventory = plan.inventory
+    entries = dict(plan.inventory.entries)
     resources = {resource.id: resource for resource in project.order}
     for change in plan.changes:
         resource = resources.get(change.resource)
@@ -52,8 +52,8 @@ def _intend(plan: Plan, project: Project) -> Inventory:
             and write.manifest
         ):
             parts = dict(write.manifest.body["spec"].get("parts", {}))
-        inventory = inventory.having(resource, keys, change.run, parts)
-    return inventory
+        entries[resource.id] = Inventory(entries).having(resource, keys, change.run, parts)
+    return Inventory(entries)
 
 
 def _write(write: Write, cluster: Cluster) -> str:

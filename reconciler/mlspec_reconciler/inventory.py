@@ -46,8 +46,8 @@ class Inventory:
 
     def having(
         self, resource: Resource, keys: Iterable[Key], run: str = "", parts: Mapping[str, str] | None = None
-    ) -> Inventory:
-        """With these objects added to the entry of a resource (made when there is none)."""
+    ) -> Entry:
+        """The entry of a resource with these objects added (made when there is none)."""
         old = self.entries.get(resource.id, Entry(resource.id, {}, ""))
         objects = tuple(dict.fromkeys([*old.objects, *keys]))
         entry = replace(
@@ -58,7 +58,7 @@ class Inventory:
         )
         if run:
             entry = replace(entry, run=run, parts=dict(parts or {}))
-        return Inventory({**self.entries, resource.id: entry})
+        return entry
 
     def without(self, resource: str, keys: Iterable[Key]) -> Inventory:
         """With these objects removed; an entry that was not declared any more goes with its last object."""

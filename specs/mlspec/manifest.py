@@ -16,10 +16,12 @@ from mlspec.diagnostics import Mark
 Body = Mapping[str, Any]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def digest(value: object) -> str:
     """Hexadecimal SHA-256 of `value` as canonical JSON (sorted keys, no spaces); equal values, equal digests."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, order=True)
