@@ -1,7 +1,8 @@
 """The standard metrics of a model on labelled rows: every name of `mlspec.kinds.training_job.METRICS`, one table.
 
-Adding a metric is one entry here and one there. Classification metrics with a threshold (`f1`, `precision`, `recall`) are
-of the positive class when there are two classes, else macro averages; `auc` of more classes is one-vs-rest, macro.
+Adding a metric is one entry here and one line there (docs/extending.md). Classification metrics with a threshold (`f1`,
+`precision`, `recall`) are of the positive class when there are two classes, else macro averages; `auc` of more classes is
+one-vs-rest, macro.
 """
 
 from __future__ import annotations
