@@ -211,7 +211,9 @@ def test_no_second_retraining_while_the_first_is_under_way(world):
     """With room under the cap, the next trigger still waits until a new model has served a full window."""
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"when": "drift", "retrain": {"job": "late-arrival"}, "limit": {"count": 5, "per": "30d"}}],
+        "actions": [
+            {"when": "drift", "retrain": {"job": "late-arrival"}, "limit": {"count": 5, "per": "30d"}}
+        ],
     }
     assert len(daily(world, spec, range(4), shift=1.0)["triggers"]) == 1
     world.train("flights-2")
@@ -251,6 +253,16 @@ def test_a_switch_leads_back_once_and_not_to_and_fro(world):
     assert len(daily(world, spec, range(3, 8), model="flights-1", shift=1.0)["triggers"]) == 1
     world.train("flights-3")
     assert len(daily(world, spec, range(8, 11), model="flights-3", shift=1.0)["triggers"]) == 2
+
+
+def test_an_ensemble_is_judged_by_the_features_of_its_parts(world):
+    """Models that answer together are logged as `a+b`; a switch names the part that came last."""
+    world.train("flights-2")
+    spec = {"alerts": {"drift": {"drift": {}}}, "actions": [{"when": "drift", "switch": {"to": "previous"}}]}
+    world.day(0, model="flights-1")
+    result = daily(world, spec, range(1, 3), model="flights-1+flights-2", shift=1.0)
+    assert result["problems"] == []
+    assert [one["run"] for one in result["triggers"]] == ["flights-2"]
 
 
 def test_a_model_that_is_gone_is_not_retrained_for(world):

@@ -101,6 +101,7 @@ def test_a_dead_receiver_is_given_up_and_the_next_message_goes_on(store, inbox):
 
 def test_nobody_listens_on_the_port(store, inbox):
     """A refused connection is a problem in words; the message waits."""
+    inbox.server.shutdown()
     inbox.server.server_close()
     write(store, "one")
     outbox.deliver(store, receiver(inbox.url), 0.0)
@@ -178,7 +179,10 @@ def test_a_silence_mutes_and_its_end_tells(tmp_path, inbox):
     world = World(tmp_path)
     spec = {
         "alerts": {"drift": {"drift": {}}},
-        "actions": [{"when": "drift", "notify": "oncall"}, {"when": "drift", "retrain": {"job": "late-arrival"}}],
+        "actions": [
+            {"when": "drift", "notify": "oncall"},
+            {"when": "drift", "retrain": {"job": "late-arrival"}},
+        ],
         "silences": [{"alert": "drift", "until": "2013-06-15"}],
     }
     task = world.task(spec, receivers={"oncall": {"webhook": {"url": inbox.url}}})

@@ -33,8 +33,7 @@ def act(
     for action in spec.actions:
         if action.when not in (alert, "any") or action.notify:
             continue
-        trigger = _trigger(policy, spec, action, alert, state, window)
-        trigger["run"] = newest_part(trigger["run"], windows)
+        trigger = _trigger(policy, spec, action, alert, state, window, windows)
         if _allowed(store, action, trigger, state.at or window.start, windows):
             store.execute(
                 "INSERT OR IGNORE INTO triggers VALUES (?, ?, ?, ?)",
@@ -57,11 +56,20 @@ def serving(windows: Sequence[Window], length: float) -> set[str]:
 
 
 def _trigger(
-    policy: str, spec: MonitoringPolicySpec, action: Action, alert: str, state: State, window: Window
+    policy: str,
+    spec: MonitoringPolicySpec,
+    action: Action,
+    alert: str,
+    state: State,
+    window: Window,
+    windows: Sequence[Window],
 ) -> Document:
     subject = action.retrain.job if action.retrain else spec.graph
     identity = "|".join([policy, action.choice, subject, alert, str(window.start)])
-    run = max(window.models, key=lambda name: window.models[name][0], default=None)
+    most = max(window.models, key=lambda name: window.models[name][0], default="")
+    run = (
+        max(most.split("+"), key=lambda one: _came(one, windows)) or None
+    )  # of an ensemble the part that came last
     common = {
         "id": hashlib.sha256(identity.encode()).hexdigest()[:12],
         "action": action.choice,
@@ -102,9 +110,15 @@ def _allowed(store: Store, action: Action, trigger: Document, at: int, windows: 
 
 def _newer(run: str | None, at: int, windows: Sequence[Window]) -> bool:
     """Whether a model served for the first time after `at`."""
-    return (
-        min((one.models[run][1] for one in windows if run in one.models), default=at) > at if run else False
+    return run is not None and _came(run, windows) > at
+
+
+def _came(run: str, windows: Sequence[Window]) -> int:
+    """When a model first answered, alone or with others; 0 if it never did."""
+    firsts = (
+        first for one in windows for name, (_, first, _) in one.models.items() if run in name.split("+")
     )
+    return min(firsts, default=0)
 
 
 def triggers(store: Store, mode: str) -> list[Document]:

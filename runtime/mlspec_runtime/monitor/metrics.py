@@ -1,11 +1,13 @@
 """Performance of one window from its joined rows, in plain numpy.
 
 An evaluation starts every minute, and loading scikit-learn (as training's `mlspec_runtime.metrics` does) would cost
-2.4 s of CPU each time, three times the rest. The definitions are scikit-learn's; a test holds them equal.
+2.4 s of CPU each time, three times the rest. The definitions are scikit-learn's; a test holds them equal. A metric
+without a formula here is computed as training does, and only policies that watch such a metric pay for it.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,9 +45,22 @@ def measure(rows: Joined, names: list[str]) -> dict[str, float]:
     """Values of the metrics that these rows allow; one that they do not allow (AUC of one class) is absent."""
     result = {}
     for name in names:
-        if (formula := _FORMULAS.get(name)) and (value := formula(rows)) is not None and math.isfinite(value):
+        formula = _FORMULAS.get(name)
+        value = formula(rows) if formula else _as_in_training(name, rows)
+        if value is not None and math.isfinite(value):
             result[name] = value
     return result
+
+
+def _as_in_training(name: str, rows: Joined) -> float | None:
+    """A metric of training's table; the same rows must be there that its entry needs."""
+    training = importlib.import_module("mlspec_runtime.metrics")  # scikit-learn
+    need, formula = training.TABLE.get(name, ("unknown", None))
+    possible = {"labels": True, "numbers": _errors(rows) is not None}.get(need, _two_classes(rows))
+    if formula is None or not possible:
+        return None
+    classes = None if need == "numbers" else tuple(rows.classes)
+    return float(formula(training.Outcome(rows.label, rows.prediction, rows.probability, classes)))
 
 
 def fitting(rows: Joined) -> list[str]:
