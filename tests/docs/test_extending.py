@@ -138,7 +138,7 @@ def test_a_new_kind(tmp_path: Path, project: Path) -> None:
         )
         assert 0 < int(counted.stdout) < 569
         assert "ok" in tree.mlspec("status", within=project).stdout
-        assert "No changes" in tree.mlspec("plan", within=project).stdout
+        assert "Nothing changes" in tree.mlspec("plan", within=project).stdout
     finally:
         tree.mlspec("destroy", "--yes", within=project)
 

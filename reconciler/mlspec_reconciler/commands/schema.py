@@ -1,4 +1,4 @@
-"""`mlspec schema`: the JSON Schemas and CRDs that are generated from the models."""
+"""`mlspec schema`: the JSON Schemas, CRDs and the reference that are generated from the models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pathlib import Path
 
 import click
 
-from mlspec import schema
+from mlspec import reference, schema
 from mlspec.diagnostics import did_you_mean
 from mlspec.kind_table import KINDS
 from mlspec.source import yaml_text
+
+REFERENCE = Path("docs/reference")
+EXAMPLES = ("examples/flights/*.yaml", "examples/*/*.yaml", "tests/specs/valid/*.yaml")
+"""Where the reference of this repository takes the example of a kind from, best first."""
 
 
 @click.command("schema")
@@ -34,30 +38,33 @@ def command(kind: str | None, crd: bool, write: bool, check: bool, folder: Path)
         return
     if write == check:
         raise click.UsageError("name a KIND, or say --write or --check")
-    files = schema.files()
-    stale = [name for name, text in files.items() if _text(folder / name) != text]
-    extra = [
-        path
-        for part in ("crds", "jsonschema")
-        for path in sorted((folder / part).glob("*"))
-        if f"{part}/{path.name}" not in files
-    ]
+    files = {folder / name: text for name, text in schema.files().items()}
+    folders = [folder / "crds", folder / "jsonschema"]
+    if (_text(REFERENCE / "README.md") or "").startswith(
+        reference.HEADER
+    ):  # other repositories have their own
+        files |= {REFERENCE / name: text for name, text in reference.pages(_examples()).items()}
+        folders.append(REFERENCE)
+    stale = [path for path, text in files.items() if _text(path) != text]
+    extra = [path for one in folders for path in sorted(one.glob("*")) if path not in files]
     if check:
         if stale or extra:
-            names = ", ".join([*stale, *map(str, extra)])
-            raise click.ClickException(
-                f"{folder} differs from the models: {names}; run: mlspec schema --write"
-            )
-        click.echo(f"{len(files)} files in {folder} agree with the models.")
+            names = ", ".join(map(str, [*stale, *extra]))
+            raise click.ClickException(f"not as the models say: {names}; run: mlspec schema --write")
+        click.echo(f"{len(files)} files agree with the models.")
         return
-    for name in stale:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(files[name], encoding="utf-8")
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[path], encoding="utf-8")
     for path in extra:
         path.unlink()
-    click.echo(
-        f"{len(stale)} files written, {len(files) - len(stale)} unchanged, {len(extra)} removed in {folder}."
-    )
+    click.echo(f"{len(stale)} files written, {len(files) - len(stale)} unchanged, {len(extra)} removed.")
+
+
+def _examples() -> list[tuple[str, str]]:
+    return [
+        (path.as_posix(), _text(path) or "") for pattern in EXAMPLES for path in sorted(Path().glob(pattern))
+    ]
 
 
 def _text(path: Path) -> str | None:
