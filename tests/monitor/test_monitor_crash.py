@@ -21,20 +21,37 @@ from mlspec_runtime.monitor.evaluate import evaluate
 from monitor.log_writer import TRUTH, World, wall
 
 PROGRAM = """
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sqlite3, sys
 from mlspec_runtime.monitor import evaluate, ingest
 ingest.BATCH = 1
+connect = sqlite3.connect
+
+def dying(statements):
+    def opened(*arguments, **options):
+        left = [statements]
+        def tick(_):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(tick)
+        return connection
+    return opened
+
 for line in sys.stdin:
-    task, root, now = json.loads(line)
+    task, root, now, statements = json.loads(line)
     pid = os.fork()
     if pid == 0:
+        if statements is not None:
+            sqlite3.connect = dying(statements)
         evaluate.evaluate(task, pathlib.Path(root), now)
         os._exit(0)
     print(pid, flush=True)
     os.waitpid(pid, 0)
     print("ended", flush=True)
 """
-"""Imports once and forks for each evaluation (one transaction per file): twelve cold starts would take a minute."""
+"""Imports once and forks for each evaluation (one transaction per file): cold starts would take a minute. With a number
+of SQL statements, the evaluation kills itself before the next one."""
 
 
 class Starter:
@@ -45,22 +62,31 @@ class Starter:
             [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def killed_at(self, goal: int, pause: float, task: dict[str, Any], root: Path, now: float) -> None:
+    def killed_at(self, goal: int, pause: float, task: dict[str, Any], root: Path) -> None:
         """Evaluate, and kill -9 `pause` seconds after `goal` rows are committed."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps([task, str(root), now]) + "\n")
-        self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
+        pid = self._begin(task, root, None)
         deadline = time.monotonic() + 30
-        while (
-            progress(root / "monitors" / task["policy"] / "state.sqlite") < goal
-            and time.monotonic() < deadline
-        ):
+        while progress(state_of(task, root)) < goal and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(pause)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        self._end()
+
+    def killed_after(self, statements: int, task: dict[str, Any], root: Path) -> None:
+        """Evaluate, and kill -9 before SQL statement number `statements`."""
+        self._begin(task, root, statements)
+        self._end()
+
+    def _begin(self, task: dict[str, Any], root: Path, statements: int | None) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps([task, str(root), wall(DAYS), statements]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def _end(self) -> None:
+        assert self.process.stdout
         assert self.process.stdout.readline() == "ended\n"
 
 
@@ -77,47 +103,66 @@ COMMITS = FILES + (DAYS - 1) + 2 * (DAYS - 1)
 """Files, performances and verdicts of two alerts; the last day is not over."""
 
 
-@pytest.mark.slow
-def test_killed_evaluations_count_every_row_once(tmp_path, starter):
-    """Four times three kills and one evaluation that ends: the state of an evaluation without kills."""
+@pytest.fixture
+def case(tmp_path):
+    """A storage root with a log, the task, and the result of an evaluation that nobody kills."""
     world = World(tmp_path)
-    for day in range(8):
-        for part in range(6):
-            world.day(
-                day + part / 6,
-                rows=60,
-                span=14_000,
-                skill=1.0 if day < 3 else 0.0,
-                shift=1.0 if day > 5 else 0.0,
-            )
+    for day in range(DAYS):
+        for part in range(FILES // DAYS):
+            change = {"skill": 1.0 if day < 3 else 0.0, "shift": 1.0 if day > 5 else 0.0}
+            world.day(day + part / 6, rows=60, span=14_000, **change)
     spec = {
         "truth": TRUTH,
         "alerts": {"accuracy": {"metric": "auc", "below": 0.7, "for": 2}, "drift": {"drift": {}}},
         "actions": [{"when": "any", "retrain": {"job": "late-arrival"}}, {"when": "any", "notify": "nobody"}],
     }
     document = world.task(spec, receivers={"nobody": {"webhook": {"url": "http://127.0.0.1:1/"}}})
-    clean = evaluate(document | {"policy": "clean"}, world.root, wall(8))
-    task = document | {"policy": "killed"}
+    clean = evaluate(document | {"policy": "clean"}, tmp_path, wall(DAYS))
+    return tmp_path, document | {"policy": "killed"}, clean
 
-    partial: list[bool] = []
+
+def same(result: dict[str, Any], clean: dict[str, Any]) -> None:
+    """Both evaluations have seen, judged, asked and told the same."""
+    assert result["rows"] == clean["rows"] == FILES * 60
+    for part in ("windows", "performance", "drift", "failed"):
+        assert result[part] == clean[part], part
+    for one, other in zip(result["triggers"], clean["triggers"], strict=True):
+        assert {**one, "id": ""} == {**other, "id": ""}
+    told, expected = ([one["sentence"] for one in each["messages"]] for each in (result, clean))
+    assert told == expected
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(case, starter):
+    """Four times three kills and one evaluation that ends: the state of an evaluation without kills."""
+    root, task, clean = case
     chance = random.Random(3)
+    partial = []
     for _ in range(4):
-        shutil.rmtree(tmp_path / "monitors/killed", ignore_errors=True)
-        state = tmp_path / "monitors/killed/state.sqlite"
+        shutil.rmtree(root / "monitors/killed", ignore_errors=True)
         for goal in sorted(chance.sample(range(1, COMMITS), 3)):
-            starter.killed_at(goal, chance.random() * 0.003, task, tmp_path, wall(8))
-            partial += [goal <= progress(state) < COMMITS]
-        result = evaluate(task, world.root, wall(8))
-
-        assert result["rows"] == clean["rows"] == FILES * 60
-        for part in ("windows", "performance", "drift", "failed"):
-            assert result[part] == clean[part], part
-        for one, other in zip(result["triggers"], clean["triggers"], strict=True):
-            assert {**one, "id": ""} == {**other, "id": ""}
-        sentences = [[one["sentence"] for one in each["messages"]] for each in (result, clean)]
-        assert sentences[0] == sentences[1]
-        assert progress(state) == COMMITS
+            starter.killed_at(goal, chance.random() * 0.003, task, root)
+            partial.append(goal <= progress(state_of(task, root)) < COMMITS)
+        same(evaluate(task, root, wall(DAYS)), clean)
+        assert progress(state_of(task, root)) == COMMITS
     assert sum(partial) >= 6, "the kills came too late to prove anything"
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_statements(case, starter):
+    """24 kills, each before a chosen SQL statement: no boundary of a transaction is in the wrong place."""
+    root, task, clean = case
+    chance = random.Random(5)
+    for _ in range(2):
+        shutil.rmtree(root / "monitors/killed", ignore_errors=True)
+        for _ in range(12):
+            starter.killed_after(chance.randrange(15, 200), task, root)
+        same(evaluate(task, root, wall(DAYS)), clean)
+
+
+def state_of(task: dict[str, Any], root: Path) -> Path:
+    """The state file of a policy."""
+    return root / "monitors" / task["policy"] / "state.sqlite"
 
 
 def progress(state: Path) -> int:
