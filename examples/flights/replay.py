@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,8 @@ class Passengers:
         self.flights = flights[hashed < share].sort_values("scheduled_departure")
         self.connection = http.client.HTTPConnection(self.address, timeout=30)
         self.tally = Tally()
+        self.asked = datetime(2013, 1, 1, tzinfo=UTC)
+        """Moment of the newest question: two hours before the departure."""
 
     def ask(self, since: str, until: str) -> Iterator[pd.Timestamp]:
         """Ask about every flight that leaves in [since, until); yields the moment reached after each request."""
@@ -55,10 +58,11 @@ class Passengers:
         for start in range(0, len(rows), BATCH):
             batch = rows.iloc[start : start + BATCH]
             self._request(batch)
+            self.asked = (batch["scheduled_departure"].iloc[-1] - pd.Timedelta(hours=2)).to_pydatetime()
             yield batch["scheduled_departure"].iloc[-1]
 
     def _request(self, batch: pd.DataFrame) -> None:
-        columns = ("flight", "carrier", "origin", "dest", "tailnum", "distance", "scheduled_departure")
+        columns = ("flight", "carrier", "origin", "tailnum", "distance", "scheduled_departure")
         inputs = [_tensor(name, batch[name]) for name in columns]
         self.tally.requests += 1
         body = json.dumps({"inputs": inputs})

@@ -75,14 +75,23 @@ class Project:
         """Address of a graph."""
         return str(self.objects()[f"Service {graph}"]["status"]["url"])
 
+    def metric(self, job: str, name: str) -> float:
+        """Apply, and the metric of the model that serves then."""
+        self.run("apply", "--yes")
+        return float(self.objects()[f"Record model-{job}"]["spec"]["data"]["metrics"][name])
+
     def processes(self) -> list[psutil.Process]:
-        """Processes that belong to this project: those that name its folder."""
+        """Processes that belong to this project."""
+        return self.processes_of(self.folder)
+
+    @staticmethod
+    def processes_of(folder: Path) -> list[psutil.Process]:
+        """Processes that name a folder."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and any(
-                    str(self.folder) in word for word in process.cmdline()
-                ):
+                named = any(str(folder) in word for word in process.cmdline())
+                if named and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
