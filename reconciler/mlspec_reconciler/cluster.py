@@ -73,7 +73,7 @@ class Cluster(Protocol):
         Counts from the call, not from the first `next()`: watch, then list, then wait, and no change is missed.
         """
 
-    def wake(self) -> None:
+    def wake(self) -> object:
         """Make sure that somebody runs the objects; nothing to do where the cluster takes care of itself."""
 
     def runs(self) -> Mapping[str, RunFact]:

@@ -41,7 +41,9 @@ def run(place: workspace.Workspace) -> int:
             return 0
         if document != known:  # the revision, or only the content of the files that it names
             known, wanted = document, workspace.open_applied(place)
-        changes = cluster.watch(timeout=IDLE)  # counts from here: what changes during the round wakes us at once
+        changes = cluster.watch(
+            timeout=IDLE
+        )  # counts from here: what changes during the round wakes us at once
         if wanted is not None:
             try:
                 _round(wanted, place)

@@ -91,7 +91,9 @@ def _attempt(subject: Subject, task: Document, root: Path, folder: Path) -> int:
         )
         write_json(folder / "error.json", {"message": error.message, "hint": error.hint})
         return 1
-    except Exception as error:  # the edge of the process: whatever happened is reported, its trace is in the log
+    except (
+        Exception
+    ) as error:  # the edge of the process: whatever happened is reported, its trace is in the log
         traceback.print_exc()
         write_json(folder / "error.json", _report(error))
         return 1

@@ -51,14 +51,16 @@ def perform(command: str, folder: Path) -> str:
         timeout=240,
         check=False,
     )
-    text = done.stdout if done.stdout.endswith("\n") or not done.stdout else done.stdout + "\n"
-    return text
+    return done.stdout if done.stdout.endswith("\n") or not done.stdout else done.stdout + "\n"
 
 
 def tour(folder: Path) -> list[str]:
     """All blocks as they come out when they are run in `folder`."""
     try:
-        return ["".join(f"$ {command}\n{perform(command, folder)}" for command in commands(block)) for block in blocks()]
+        return [
+            "".join(f"$ {command}\n{perform(command, folder)}" for command in commands(block))
+            for block in blocks()
+        ]
     finally:
         perform("cd tumours && mlspec destroy --yes", folder)
 
@@ -73,7 +75,9 @@ def steady(text: str) -> list[str]:
 def test_readme_shows_what_happens(tmp_path: Path) -> None:
     """A tour that is not true is worse than none."""
     for shown, real in zip(blocks(), tour(tmp_path), strict=True):
-        assert steady(real) == steady(shown), f"record anew with: python {Path(__file__).relative_to(ROOT)}\n{real}"
+        assert steady(real) == steady(shown), (
+            f"record anew with: python {Path(__file__).relative_to(ROOT)}\n{real}"
+        )
 
 
 def record() -> None:

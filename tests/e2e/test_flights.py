@@ -27,7 +27,9 @@ def test_delays_used_before_they_were_known_inflate_the_score(tmp_path: Path) ->
     try:
         text = (project.folder / "model.yaml").read_text()
         (project.folder / "model.yaml").write_text(text.split("---\n")[0])  # the job alone, without serving
-        project.edit("model.yaml", 'from: "2013-03-25", to: "2013-04-01"', 'from: "2013-06-01", to: "2013-07-01"')
+        project.edit(
+            "model.yaml", 'from: "2013-03-25", to: "2013-04-01"', 'from: "2013-06-01", to: "2013-07-01"'
+        )
         honest = project.metric("late-arrival", "auc")
         project.edit("data.yaml", "known: actual_arrival", "delay: 0s")
         leaking = project.metric("late-arrival", "auc")

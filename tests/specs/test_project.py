@@ -91,7 +91,5 @@ def test_a_cycle_is_printed_as_a_path() -> None:
     assert order == []
     assert cycle[0] == cycle[-1]
     assert set(cycle) == {a, b, c}
-    assert all(
-        after in {a: [b], b: [c], c: [a]}[before] for before, after in itertools.pairwise(cycle)
-    )
+    assert all(after in {a: [b], b: [c], c: [a]}[before] for before, after in itertools.pairwise(cycle))
     assert topological({a: [b], b: [c], c: []}) == ([c, b, a], [])

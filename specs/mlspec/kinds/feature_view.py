@@ -156,7 +156,7 @@ def _check_keys(
         if key not in features.key and asking is not None:
             for problem in check_column(key, asking, asking_name, (*path, "set")):
                 message = f'{features.set} has the key "{key}"; {problem.message}'
-                hint = f'add key: {{{key}: COLUMN}}'
+                hint = f"add key: {{{key}: COLUMN}}"
                 yield replace(problem, code="missing-key", message=message, hint=hint)
 
 
