@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME...]`: run benchmarks by name; without a name, list them."""
+"""`python -m benchmarks [NAME...]`: run benchmarks by name; without a name, all of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ def main(arguments: list[str]) -> int:
     if unknown := [name for name in names if name not in BENCHMARKS]:
         print(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 1
-    if not names:
-        for name, question in BENCHMARKS.items():
-            print(f"  {name:<14} {question}")
-        return 0
-    for name in names:
+    for name in names or BENCHMARKS:
+        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
         importlib.import_module(f"benchmarks.{name}").main()
     return 0
 

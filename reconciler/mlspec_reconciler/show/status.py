@@ -17,7 +17,9 @@ from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.plan import Plan
 from mlspec_reconciler.reconcile import Round, health
 
-ATTENTION = ("alert", "failed", "degraded", "drift")
+ATTENTION = ("alert", "failed", "degraded")
+WINDOWS = 8
+"""How many windows and features `details` lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,9 @@ def _policy(resource: Resource, live: Object | None) -> Line:
     result: Mapping[str, Any] = (live.status.get("lastResult") if live else None) or {}
     firing = [alert for alert in result.get("alerts", {}).values() if alert.get("state") == "firing"]
     if firing:
+        critical = any(alert.get("severity") == "critical" for alert in firing)
         sentence = "; ".join(str(alert["sentence"]) for alert in firing)
-        return Line("alert", resource.id, sentence, f"mlspec logs {resource.id}")
+        return Line("alert" if critical else "warns", resource.id, sentence, f"mlspec status {resource.id}")
     if live is None:
         return Line("waits", resource.id, "to be created", "mlspec apply")
     return Line("ok", resource.id, str(result.get("summary", "no evaluation yet")))
@@ -127,7 +130,7 @@ def _ask(url: str) -> Mapping[str, Any] | None:
 
 def text(rows: Sequence[Line], headline: str, color: bool) -> str:
     """For a terminal."""
-    colors = {"ok": "32", "runs": "36", "waits": "33", "starts": "36", "none": "35"}
+    colors = {"ok": "32", "runs": "36", "warns": "33", "waits": "33", "starts": "36", "none": "35"}
     width = max((len(row.resource) for row in rows), default=0)
     out = [headline, ""]
     for row in rows:
@@ -137,6 +140,39 @@ def text(rows: Sequence[Line], headline: str, color: bool) -> str:
         if row.next:
             out.append(f"  {'':8} {'':<{width}}  next: {row.next}")
     return "\n".join(out)
+
+
+def details(objects: Sequence[Object], target: Target) -> list[str]:
+    """The objects of one resource, a line each, and what a monitoring policy has seen."""
+    out = [""]
+    for one in objects:
+        found = health(one, target)
+        out.append(f"  {one.key}  {found.state}  {found.sentence}".rstrip())
+        out.extend(_evaluation(one.status.get("lastResult") or {}))
+    return out
+
+
+def _evaluation(result: Mapping[str, Any]) -> list[str]:
+    out = []
+    for window in result.get("performance", [])[-WINDOWS:]:
+        metrics = "  ".join(f"{name} {value:.3f}" for name, value in window["metrics"].items())
+        out.append(
+            f"    window {window['start'][:10]}  {window['known']:,} of {window['rows']:,} known  {metrics}  {window['model']}"
+        )
+    for feature in result.get("drift", [])[:WINDOWS]:
+        word = "drifts" if feature["drifts"] else "steady"
+        out.append(
+            f"    {word}  {feature['feature']}  distance {feature['effect']:.2f}  p {feature['p']:.1g}"
+        )
+    out += [
+        f"    asked for: {one['action']} at {one['at'][:16]}, because {one['reason']}"
+        for one in result.get("triggers", [])
+    ]
+    out += [
+        f"    told {one['receiver']}: {one['sentence']} ({one['state']})"
+        for one in result.get("messages", [])
+    ]
+    return out
 
 
 def attention(rows: Sequence[Line]) -> int:
