@@ -51,12 +51,17 @@ def gather(project: Project, root: Path) -> tuple[dict[str, Bundle], list[Diagno
 
 def store(bundle: Bundle, storage: Path) -> None:
     """Write a bundle into the storage; one that is there already is kept."""
-    target = storage / code_path(bundle.digest)
-    if target.exists() or not bundle.files:
+    if bundle.files:
+        write_folder(storage / code_path(bundle.digest), bundle.files)
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder with these files, all at once; a folder that is there already has the same content and is kept."""
+    if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".bundle-", dir=target.parent))
-    for name, content in bundle.files.items():
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    for name, content in files.items():
         path = temporary / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

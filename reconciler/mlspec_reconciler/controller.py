@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlspec_reconciler import apply, workspace
+from mlspec_reconciler import apply, clock, workspace
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.plan import Action
 from mlspec_reconciler.reconcile import Round, Wanted, exclusive, look
@@ -58,6 +58,7 @@ def _round(wanted: Wanted, place: workspace.Workspace) -> None:
     with exclusive(place.lock):
         if (document := workspace.applied(place)) is None:
             return
+        clock.tick(wanted.project, cluster, time.time())
         seen: Round = look(wanted, cluster, retry=False)
         if not any(change.writes for change in seen.plan.changes) and not seen.plan.of(Action.DELETE):
             return

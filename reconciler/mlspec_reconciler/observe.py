@@ -33,20 +33,25 @@ def facts(
     )
 
 
-def _triggers(cluster: Cluster, live: Iterable[Object]) -> tuple[Trigger, ...]:
+def remember(cluster: Cluster, requests: Iterable[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Add requests to those that were ever made, by id; returns all."""
     known: dict[str, Any] = dict((cluster.note(TRIGGERS) or {}).get("triggers", {}))
     before = len(known)
-    for one in live:
-        result = one.status.get("lastResult") or {}
-        for request in result.get("triggers", []):
-            known.setdefault(request["id"], request)
+    for request in requests:
+        known.setdefault(request["id"], dict(request))
     if len(known) > before:
         cluster.set_note(TRIGGERS, {"triggers": known})
+    return known
+
+
+def _triggers(cluster: Cluster, live: Iterable[Object]) -> tuple[Trigger, ...]:
+    results = [one.status.get("lastResult") or {} for one in live]
+    known = remember(cluster, (request for result in results for request in result.get("triggers", [])))
     found = [
         Trigger(
             id=name,
             action=request["action"],
-            subject=request.get("job") or request.get("graph") or request.get("dataset"),
+            subject=str(request.get("job") or request.get("graph") or request.get("dataset")),
             at=request["at"],
             window=request.get("window"),
             run=request.get("run"),

@@ -18,7 +18,7 @@ from mlspec.health import Health, State
 from mlspec.kinds.project import Target
 from mlspec.project import Project
 from mlspec.workload import Files
-from mlspec_reconciler import apply, inventory, observe, plan
+from mlspec_reconciler import apply, clock, inventory, observe, plan
 from mlspec_reconciler.bundle import Bundle
 from mlspec_reconciler.cluster import Cluster, Object
 
@@ -80,6 +80,7 @@ def reconcile(
     while True:
         cluster.wake()
         with exclusive(lock):
+            clock.tick(wanted.project, cluster, time.time())
             seen = look(wanted, cluster, retry=retry)
             outcomes = apply.perform(seen.plan, wanted.project, cluster)
         report(seen, outcomes)

@@ -9,9 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,18 +117,7 @@ def stage(opened: Opened) -> str:
     for name, content in sorted(contents.items()):
         hasher.update(f"\0{name}\0{len(content)}\0".encode() + content)
     revision = hasher.hexdigest()[:16]
-    target = workspace.home / "revisions" / revision
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".revision-", dir=target.parent))
-        for name, content in contents.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process staged the same revision first
-            shutil.rmtree(temporary, ignore_errors=True)
+    bundle.write_folder(workspace.home / "revisions" / revision, contents)
     _write_json(
         workspace.home / APPLIED,
         {
