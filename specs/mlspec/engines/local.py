@@ -103,7 +103,7 @@ def service_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health
 def schedule_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
     """Health of a Schedule: an evaluation that fails hides behind the result of an earlier one."""
     if status.get("phase") == "failed" or status.get("failures"):
-        return Health(State.FAILED, f"the evaluation fails: {status.get('message') or 'see the log'}")
+        return Health(State.FAILED, status.get("message") or "the evaluation fails; see its log")
     if status.get("lastResult") is None:
         return Health(State.PROGRESSING, "first evaluation is under way")
     return Health(State.READY, str(status["lastResult"].get("summary", "")))
