@@ -12,6 +12,7 @@ from mlspec.kinds.training_job import METRICS, Gate, TrainingJobSpec
 from mlspec.project import Project
 from mlspec.resource import Resource
 from mlspec.sensitivity import predicted
+from mlspec.workload import Run
 from mlspec_reconciler.plan import Action
 from mlspec_reconciler.reconcile import Round
 
@@ -51,7 +52,28 @@ def notes(project: Project, seen: Round) -> dict[str, str]:
                 found[resource.id] = "; ".join(filter(None, words))
             case Action.CREATE, "MonitoringPolicy":
                 found[resource.id] = _alerts(resource, seen)
+    found |= _costs(seen)
     return {name: words for name, words in found.items() if words}
+
+
+def _costs(seen: Round) -> dict[str, str]:
+    """What the runs of a plan take: processors where it is more than one, and GPU-hours by how long the run before took."""
+    seconds = {change.run: change.last_seconds for change in seen.plan.of(Action.RUN)}
+    runs = [work for one in seen.compiled.lowered.values() for work in one.workloads if isinstance(work, Run)]
+    return {run.name: _cost(run, seconds[run.name]) for run in runs if run.name in seconds}
+
+
+def _cost(run: Run, last_seconds: float | None) -> str:
+    cpu, gpu = max(step.needs.cpu for step in run.steps), max(step.needs.gpu for step in run.steps)
+    words = [f"{cpu:g} CPU"] if cpu > 1 else []
+    if gpu:
+        longest = max(step.timeout for step in run.steps if step.needs.gpu)
+        hours = gpu * (last_seconds if last_seconds is not None else longest) / 3600
+        words += [
+            f"{gpu:g} GPU",
+            f"{'about' if last_seconds is not None else 'at most'} {hours:.3g} GPU-hours",
+        ]
+    return ", ".join(words)
 
 
 def _gates(project: Project, graph: Resource) -> str:

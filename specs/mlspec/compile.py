@@ -98,6 +98,8 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
 
 def lower(workload: Workload, target: Target, settings: Settings, origin: Origin) -> list[Manifest] | str:
     """Lower one workload by the engine that the target has for it."""
+    if settings.storage.startswith("s3://") and not isinstance(workload, Pool):
+        return "the runtime cannot keep its data in S3 yet; give the target a claim: storage: pvc://NAME"
     engines = ENGINES[target.choice][type(workload)]
     wanted = workload.engine if isinstance(workload, Run) else ""
     engine = engines.get(wanted)

@@ -23,7 +23,7 @@ class Settings:
     image: str = ""
     service_account: str = ""
     storage: str = ""
-    """`pvc://CLAIM[/PATH]` or `s3://BUCKET/PREFIX` on Kubernetes."""
+    """`pvc://CLAIM` on Kubernetes."""
     tracking: str = ""
 
 

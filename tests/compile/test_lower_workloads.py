@@ -141,11 +141,9 @@ def test_every_kind_of_object_has_one_judge() -> None:
         assert {one.key.kind for one in made} <= known, name
 
 
-def test_a_root_in_s3_is_told_and_not_mounted() -> None:
-    """An s3 root is not mounted: the process is told its address."""
+def test_storage_in_s3_is_refused_by_name() -> None:
+    """The runtime reads and writes files; objects that could not run must not be made."""
     settings = Settings("demo", "ml", "image", "runner", "s3://bucket/prefix")
-    run = lower(Run("a-1", (TRAIN,), "train a"), target("kubernetes"), settings, ORIGIN)
-    assert not isinstance(run, str)
-    container = run[0].body["spec"]["templates"][1]["container"]
-    assert {"name": "MLSPEC_ROOT", "value": "s3://bucket/prefix"} in container["env"]
-    assert [one["name"] for one in container["volumeMounts"]] == ["tmp"]
+    refused = lower(Run("a-1", (TRAIN,), "train a"), target("kubernetes"), settings, ORIGIN)
+    assert isinstance(refused, str)
+    assert "pvc://NAME" in refused

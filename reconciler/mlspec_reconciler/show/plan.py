@@ -40,12 +40,14 @@ class Line:
 
 
 def lines(plan: Plan, locate: Locate, titles: Mapping[str, str], notes: Mapping[str, str]) -> list[Line]:
-    """The plan line by line. `titles` names runs, `notes` adds what only a kind knows (gates, expected alerts)."""
+    """The plan line by line. `titles` names runs, `notes` adds by resource or run what the plan does not hold (gates, expected alerts, costs)."""
     result: list[Line] = []
     for change in plan.changes:
         symbol = SYMBOLS[change.action]
         if change.run:
-            result.append(Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change)))
+            result.append(
+                Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change, notes))
+            )
             continue
         if change.action is Action.DELETE:
             result.append(Line(symbol, change.resource, "", f"{change.sentence}; {_deleted(change)}"))
@@ -72,11 +74,9 @@ def _deleted(change: Change) -> str:
     return f"deletes {', '.join(names)}" if names else "there is nothing to delete"
 
 
-def _run_words(change: Change) -> str:
-    words = change.sentence
-    if change.last_seconds is not None:
-        words += f"; about {duration(change.last_seconds)}, as last time"
-    return words
+def _run_words(change: Change, notes: Mapping[str, str]) -> str:
+    last = f"about {duration(change.last_seconds)}, as last time" if change.last_seconds is not None else ""
+    return "; ".join(part for part in (change.sentence, last, notes.get(change.run, "")) if part)
 
 
 def _field(change: FieldChange) -> str:

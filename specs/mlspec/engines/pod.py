@@ -59,10 +59,7 @@ def container(owner: str, step: Step, settings: Settings, port: int | None = Non
         "command": ["python", "-m", "mlspec_runtime"],
         "args": [step.subject, "--task", json.dumps(document, sort_keys=True, separators=(",", ":"))],
         "env": [
-            {
-                "name": "MLSPEC_ROOT",
-                "value": settings.storage if settings.storage.startswith("s3://") else ROOT,
-            },
+            {"name": "MLSPEC_ROOT", "value": ROOT},
             {"name": "HOME", "value": "/tmp"},
         ],
         "resources": resources(step.needs),

@@ -40,7 +40,8 @@ class Target(OneOf):
     kubernetes: KubernetesTarget | None = None
     """A Kubernetes namespace."""
     storage: str | None = None
-    """Where data, models and logs live: a path, `pvc://CLAIM` or `s3://BUCKET/PREFIX`. Local default: `.mlspec/store`."""
+    """Where data, models and logs live: `pvc://CLAIM` on Kubernetes (`s3://BUCKET/PREFIX` is not supported by the runtime yet).
+    The local target keeps them in `.mlspec/store`."""
     tracking: str | None = None
     """MLflow tracking URI. Local default: an SQLite database under `.mlspec`."""
 
