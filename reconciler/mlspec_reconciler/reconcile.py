@@ -24,6 +24,8 @@ from mlspec_reconciler.cluster import Cluster, Object
 
 PATIENCE = 5
 """Rounds in a row in which every write failed, after which `reconcile` gives up."""
+GRACE = 30.0
+"""Seconds in which a degraded service may recover by itself before `reconcile` takes it as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def reconcile(
 ) -> Round:
     """Make the cluster hold what is wanted; returns when nothing moves any more, when `PATIENCE` rounds in a row could
     write nothing, or at the deadline (monotonic clock)."""
-    stuck = 0
+    stuck, healthy = 0, time.monotonic()
     while True:
         cluster.wake()
         with exclusive(lock):
@@ -88,11 +90,19 @@ def reconcile(
         wrote = any(not outcome.error for outcome in outcomes)
         stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):
-            return seen
+            if not degraded(seen, wanted.target) or time.monotonic() > healthy + GRACE:
+                return seen
+        else:
+            healthy = time.monotonic()
         if time.monotonic() > deadline or stuck >= PATIENCE:
             return seen
         if not wrote:
             next(iter(cluster.watch(timeout=1.0)), None)
+
+
+def degraded(seen: Round, target: Target) -> list[Object]:
+    """Objects that work, but not as they should: a service that is restarted, or too busy for its health check."""
+    return [one for one in seen.objects if health(one, target).state is State.DEGRADED]
 
 
 def moving(seen: Round, target: Target) -> list[Object]:

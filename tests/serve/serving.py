@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +165,16 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"{field} is {status[field]}, not {value}")
 
-    def logged(self, number: int, shadow: bool = False, within: float = 5) -> list[dict[str, Any]]:
-        """The rows of the request log, once there are at least `number`."""
+    def logged(
+        self, number: int, shadow: bool = False, within: float = 5, only: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """The rows of the request log (of these ids), once there are at least `number`."""
         deadline = time.monotonic() + within
-        while len(rows := self.log(shadow)) < number and time.monotonic() < deadline:
+        while True:
+            rows = [row for row in self.log(shadow) if not only or row["id"] in only]
+            if len(rows) >= number or time.monotonic() > deadline:
+                return rows
             time.sleep(0.05)
-        return rows
 
     def log(self, shadow: bool = False) -> list[dict[str, Any]]:
         """The rows of the request log, by id."""

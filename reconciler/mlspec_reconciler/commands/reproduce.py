@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +17,11 @@ from mlspec_reconciler import terminal, workspace
 @click.command()
 @click.argument("run")
 @terminal.folder_option
-def command(run: str, path: Path) -> int:
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(run: str, path: Path, output: str) -> int:
     """Run a finished training again with the same code, data and parameters, and compare model and metrics.
+
+    Exits with 2 when something differs.
 
     \b
     mlspec runs TrainingJob/late-arrival
@@ -29,7 +35,20 @@ def command(run: str, path: Path) -> int:
             err=True,
         )
         return 1
-    arguments = [run, "--root", str(place.storage)]
-    return subprocess.run(
-        [sys.executable, "-m", "mlspec_runtime.reproduce", *arguments], check=False
-    ).returncode
+    arguments = [sys.executable, "-m", "mlspec_runtime.reproduce", run, "--root", str(place.storage)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 2):  # the runtime has said why
+        return 1
+    report = json.loads(done.stdout)
+    click.echo(done.stdout if output == "json" else _sentence(report))
+    return 0 if report["equal"] else 2
+
+
+def _sentence(report: Mapping[str, Any]) -> str:
+    model = "the same model to the byte" if report["model"]["equal"] else "another model"
+    moved = [
+        f"{name} {pair['old']:.6g} -> {pair['new']:.6g}"
+        for name, pair in report["metrics"].items()
+        if not pair["equal"]
+    ]
+    return f"{model}, {'other metrics: ' + ', '.join(moved) if moved else 'the same metrics'}"

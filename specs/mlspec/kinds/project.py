@@ -67,7 +67,7 @@ class ProjectSpec(Base):
 
 
 def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
-    """There is a target, and the default is one of them."""
+    """There is a target, the default is one of them, and nothing is set that a local target would ignore."""
     spec = cast(ProjectSpec, resource.spec)
     if not spec.targets:
         yield Problem(
@@ -81,3 +81,12 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
         yield from rules.member(
             spec.default, spec.targets, "no target is called", "unknown-target", ("spec", "default")
         )
+    for name, target in spec.targets.items():
+        if target.local is not None and target.storage is not None:
+            yield Problem(
+                "local-storage",
+                "a local target keeps its data in .mlspec/store",
+                ("spec", "targets", name, "storage"),
+                "remove storage",
+                on_key=True,
+            )
