@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 MLSPEC = [sys.executable, "-m", "mlspec_reconciler.cli"]
 JOB = "late-arrival"
 START = "2013-04-01"
-WEEKS = 10
+WEEKS = 17
 SLOW = 0.1
 """Seconds between two requests while a model is trained, so that the switch is seen under load."""
 
