@@ -28,6 +28,7 @@ COMMANDS = {
     "logs": "Print the logs of a resource.",
     "runs": "List the runs of a resource.",
     "reproduce": "Run a finished training again and compare.",
+    "propose": "Turn what monitoring policies propose into a change in git.",
     "render": "Print the plain objects of a target.",
     "explain": "Print the documentation of a field.",
     "schema": "Write or check the JSON Schemas and CRDs.",

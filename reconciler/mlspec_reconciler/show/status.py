@@ -169,6 +169,10 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
         for one in result.get("triggers", [])
     ]
     out += [
+        f"    proposes: {one['action']}, because {one['reason']}; see: mlspec propose"
+        for one in result.get("proposals", [])
+    ]
+    out += [
         f"    told {one['receiver']}: {one['sentence']} ({one['state']})"
         for one in result.get("messages", [])
     ]

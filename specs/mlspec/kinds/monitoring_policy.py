@@ -147,7 +147,7 @@ class Action(OneOf):
     limit: Limit = Limit()
     """Rate cap; notifications are never capped."""
     mode: Literal["auto", "propose"] = "auto"
-    """`auto` acts; `propose` only records what it would do."""
+    """`auto` acts; `propose` only records what it would do, for `mlspec propose` to turn into a change in git."""
 
 
 class Silence(Base):
