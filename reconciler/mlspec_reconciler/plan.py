@@ -124,8 +124,13 @@ class Plan:
 
 @dataclass(slots=True)
 class _Work:
-    """What is gathered while planning."""
+    """The world that is planned for, and what is gathered while planning."""
 
+    compiled: Compiled
+    objects: Mapping[Key, Object]
+    runs: Mapping[str, RunFact]
+    inventory: Inventory
+    retry: bool
     changes: list[Change] = field(default_factory=list)
     moving: dict[str, str] = field(default_factory=dict)
     """Resources whose output may change, with what makes them move."""
@@ -147,9 +152,9 @@ def make(
     desired: dict[str, list[Manifest]] = {}
     for manifest in compiled.manifests:
         desired.setdefault(manifest.origin.resource, []).append(manifest)
-    work = _Work()
+    work = _Work(compiled, objects, runs, inventory, retry)
     for resource in project.order:
-        _resource(resource, desired.get(resource.id, []), objects, runs, inventory, compiled, retry, work)
+        _resource(resource, desired.get(resource.id, []), work)
     declared = {resource.id for resource in project.order}
     for name, entry in reversed([*inventory.entries.items()]):  # users before what they use
         if name not in declared:
@@ -160,30 +165,19 @@ def make(
     return Plan(tuple(work.changes), work.unchanged, inventory, cluster)
 
 
-def _resource(
-    resource: Resource,
-    manifests: Sequence[Manifest],
-    objects: Mapping[Key, Object],
-    runs: Mapping[str, RunFact],
-    inventory: Inventory,
-    compiled: Compiled,
-    retry: bool,
-    work: _Work,
-) -> None:
-    entry = inventory.entries.get(resource.id)
-    lowered = compiled.lowered[resource.id]
+def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) -> None:
+    entry = work.inventory.entries.get(resource.id)
+    lowered, unsupported = work.compiled.lowered[resource.id], work.compiled.unsupported.get(resource.id)
     fields = tuple(diff(entry.spec, resource.spec.document())) if entry else ()
     before = len(work.changes)
     declarative = [manifest for manifest in manifests if not manifest.create_only]
-    writes = [write for manifest in declarative if (write := _write(manifest, objects))]
-    if entry and not lowered.waits and resource.id not in compiled.unsupported:
+    writes = [write for manifest in declarative if (write := _write(manifest, work.objects))]
+    if entry and not lowered.waits and unsupported is None:
         wanted = {manifest.key for manifest in manifests}
-        stale = [key for key in entry.objects if key not in wanted and not _is_run(key, objects)]
-        writes.extend(_deletes(stale, objects))
-    if resource.id in compiled.unsupported:
-        words = compiled.unsupported[resource.id] + (
-            "; what is there stays" if entry and entry.objects else ""
-        )
+        stale = [key for key in entry.objects if key not in wanted and not _is_run(key)]
+        writes.extend(_deletes(stale, work.objects))
+    if unsupported is not None:
+        words = unsupported + ("; what is there stays" if entry and entry.objects else "")
         work.changes.append(Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, words, fields))
     elif entry is None:
         words = _state(lowered, manifests)
@@ -198,7 +192,7 @@ def _resource(
         work.changes.append(Change(Action.UPDATE, resource.id, reason, words, (), tuple(writes)))
     for manifest in manifests:
         if manifest.create_only:
-            _run(resource, manifest, objects, runs, entry, lowered.because, retry, work)
+            _run(resource, manifest, entry, work)
     follows = bool(manifests) or (bool(lowered.waits) and resource.kind not in ANSWERS)
     _follow(resource, follows, before, work)
 
@@ -222,21 +216,12 @@ def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
     return None
 
 
-def _run(
-    resource: Resource,
-    manifest: Manifest,
-    objects: Mapping[Key, Object],
-    runs: Mapping[str, RunFact],
-    entry: Entry | None,
-    because: str,
-    retry: bool,
-    work: _Work,
-) -> None:
+def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Work) -> None:
     name = manifest.key.name
-    fact = runs.get(name)
+    fact = work.runs.get(name)
     if fact and fact.phase == "succeeded":
         return
-    live = objects.get(manifest.key)
+    live = work.objects.get(manifest.key)
     spec = manifest.body["spec"]
     title = spec.get("title", f"run {resource.name}")
     if live is not None and not (fact and fact.phase == "failed"):
@@ -245,7 +230,7 @@ def _run(
         work.changes.append(Change(Action.CONTINUE, resource.id, Reason.RUNNING, words, run=name))
         return
     if fact and fact.phase == "failed":
-        if not retry:
+        if not work.retry:
             return
         verb = Verb.RESTART if live else Verb.CREATE
         write = Write(verb, manifest.key, manifest, live.uid if live else "", live.version if live else "")
@@ -255,8 +240,8 @@ def _run(
             )
         )
     else:
-        reason, sentence = _why(spec.get("parts", {}), entry, because)
-        seconds = _seconds(runs.get(entry.run)) if entry else None
+        reason, sentence = _why(spec.get("parts", {}), entry, work.compiled.lowered[resource.id].because)
+        seconds = _seconds(work.runs.get(entry.run)) if entry else None
         write = Write(Verb.CREATE, manifest.key, manifest)
         work.changes.append(Change(Action.RUN, resource.id, reason, sentence, (), (write,), name, seconds))
     work.moving[resource.id] = title
@@ -298,7 +283,7 @@ def _follow(resource: Resource, follows: bool, before: int, work: _Work) -> None
         work.unchanged += 1
 
 
-def _is_run(key: Key, objects: Mapping[Key, Object]) -> bool:
+def _is_run(key: Key) -> bool:
     """Old runs stay until the resource goes: they hold what a revert would need."""
     return key.kind in ("Run", "Workflow", "Job")
 
