@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "startup": "what a quick command costs",
     "validate": "validation of large repositories, cold and cached",
     "noop_plan": "a plan that finds nothing to do over 10,000 objects",
     "pit_join": "point-in-time joins",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -184,24 +183,12 @@ def test_a_saved_plan_is_refused_when_something_moved(run: Run, project: Path) -
     assert not (project / ".mlspec" / "applied.json").exists()
 
 
-def seconds(*arguments: str, cwd: Path) -> float:
-    """CPU seconds of one call, best of three."""
-    best = float("inf")
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*MLSPEC, *arguments], cwd=cwd, capture_output=True, check=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return best
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "examples/minimal"]], ids=" ".join)
-def test_a_quick_command_is_quick_and_imports_no_client(arguments: list[str]) -> None:
-    """Editors and commit hooks call them on every save."""
+def test_a_quick_command_imports_no_client(arguments: list[str]) -> None:
+    """Editors and commit hooks call them on every save; `benchmarks/startup.py` measures what they cost."""
     command = [sys.executable, "-X", "importtime", *MLSPEC[1:], *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     imported = {
         line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line
     }
     assert not imported & set(HEAVY)
-    assert seconds(*arguments, cwd=ROOT) < 0.3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 
 from mlspec import source
 from mlspec.diagnostics import Problem
@@ -198,24 +197,3 @@ def test_a_missing_field_points_at_its_parent() -> None:
     assert str(source.locate(document, ("spec", "source", "csv"))) == "f:4:10"
     assert str(source.locate(document, ("spec", "source", "csv"), on_key=True)) == "f:4:5"
     assert str(source.place(document, Problem("x", "y")).mark) == "f:1:7"
-
-
-def test_speed_is_that_of_libyaml() -> None:
-    """Composing without tags is faster than PyYAML's own C loader; a slower reader would show at once."""
-    import time
-
-    text = "---\n".join(
-        f"kind: A\nmetadata: {{name: n{n}}}\nspec:\n  a: [x, y, {n}]\n  b: {{c: 'd', e: 1.5}}\n"
-        for n in range(500)
-    )
-
-    def seconds(read: object) -> float:
-        best = 9.0
-        for _ in range(3):
-            start = time.process_time()
-            list(read(text))  # type: ignore[operator]
-            best = min(best, time.process_time() - start)
-        return best
-
-    ours = seconds(lambda one: source.parse_text(one, "f").documents)
-    assert ours < seconds(lambda one: yaml.load_all(one, yaml.CSafeLoader))
