@@ -15,17 +15,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 HERE = Path(__file__).parent
 MLSPEC = [sys.executable, "-m", "mlspec_reconciler.cli"]
 JOB = "late-arrival"
 START = "2013-04-01"
-WEEKS = 17
+PERIODS, DAYS = 9, 14
 SLOW = 0.1
 """Seconds between two requests while a model is trained, so that the switch is seen under load."""
 
@@ -66,14 +66,31 @@ class Demo:
             raise SystemExit(f"mlspec {arguments[0]} failed")
         return "".join(lines)
 
-    def live(self, name: str) -> dict[str, Any]:
-        """What the target says about one object."""
+    def look(self) -> Status:
+        """What `mlspec status` says, for programs."""
         document = json.loads(self.mlspec("status", "--output", "json", show=False))
-        return next((one["status"] for one in document["objects"] if one["name"] == name), {})
+        return Status(
+            {one["resource"]: one for one in document["resources"]},
+            {one["name"]: one["status"] for one in document["objects"]},
+        )
 
+
+@dataclass(frozen=True)
+class Status:
+    """Sentences by resource, and what the target says of each object."""
+
+    resources: dict[str, Any]
+    objects: dict[str, Any]
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The line of the training job."""
+        return dict(self.resources[f"TrainingJob/{JOB}"])
+
+    @property
     def evaluation(self) -> dict[str, Any]:
         """The newest evaluation of the monitoring policy."""
-        return self.live(f"{JOB}-monitor").get("lastResult") or {}
+        return dict(self.objects[f"{JOB}-monitor"].get("lastResult") or {})
 
 
 def main() -> int:
@@ -119,52 +136,60 @@ def tell(demo: Demo) -> int:
 
 
 def replay(demo: Demo) -> int:
-    """Week after week through HTTP; ground truth arrives when the flights have landed."""
+    """Fortnight after fortnight through HTTP; ground truth arrives when the flights have landed."""
     import load
     import pandas as pd
     from replay import Passengers
 
-    url = demo.live(JOB)["url"]
-    passengers = Passengers(url, JOB, load.flights(), demo.share)
+    passengers = Passengers(demo.look().objects[JOB]["url"], JOB, load.flights(), demo.share)
     tally = passengers.tally
-    before: list[float] = []
-    after: list[float] = []
-    waiting = False
-    week = pd.Timestamp(START)
-    for _ in range(WEEKS):
-        since, until = str(week.date()), str((week + pd.Timedelta(days=7)).date())
-        for _moment in passengers.ask(since, until):
-            if waiting and len(tally.runs) == 1:
+    told: list[str] = []
+    training = False
+    day = pd.Timestamp(START)
+    for _ in range(PERIODS):
+        since, until = str(day.date()), str((day + pd.Timedelta(days=DAYS)).date())
+        for number, _moment in enumerate(passengers.ask(since, until)):
+            if training:
                 time.sleep(SLOW)
+                training = number % 15 != 14 or demo.look().job["word"] == "runs"
         score = tally.auc(since, until)
-        (after if len(tally.runs) > 1 else before).append(score)
-        evaluation = wait_for(demo, passengers.asked)
-        alerts = [
-            alert["sentence"] for alert in evaluation.get("alerts", {}).values() if alert["state"] == "firing"
-        ]
+        seen = wait_for(demo, passengers.asked)
+        alerts = seen.evaluation.get("alerts", {}).values()
+        firing = "; ".join(alert["sentence"] for alert in alerts if alert["state"] == "firing")
         print(
-            f"  week of {since}: auc {score:.3f}, {tally.requests:,} requests, {tally.failed} failed  {'; '.join(alerts)}",
+            f"  from {since}: auc {score:.3f}, {tally.requests:,} requests, {tally.failed} failed  {firing}",
             flush=True,
         )
-        if evaluation.get("triggers") and not waiting:
-            waiting = True
-            demo.say(f"The policy asks for a retraining: {evaluation['triggers'][0]['reason']}")
-        week += pd.Timedelta(days=7)
-    return finish(demo, tally, before, after)
+        training = tell_news(demo, seen, told) or seen.job["word"] == "runs"
+        day += pd.Timedelta(days=DAYS)
+    return finish(demo, tally)
 
 
-def wait_for(demo: Demo, asked: datetime) -> dict[str, Any]:
-    """Give the policy the time that a week would give it: until it has seen everything that was asked so far."""
+def tell_news(demo: Demo, seen: Status, told: list[str]) -> bool:
+    """Say what the policy asked for and what became of it; whether a retraining has just been asked for."""
+    asked = [one for one in seen.evaluation.get("triggers", []) if one["id"] not in told]
+    for one in asked:
+        told.append(one["id"])
+        demo.say(f"The policy asks for a retraining: {one['reason']}")
+    sentence = seen.job["sentence"]
+    if sentence not in told and seen.job["word"] in ("failed", "ok"):
+        told.append(sentence)
+        print(f"  TrainingJob/{JOB}: {sentence}", flush=True)
+    return bool(asked)
+
+
+def wait_for(demo: Demo, asked: datetime) -> Status:
+    """Give the policy the time that a fortnight would give it: until it has seen everything that was asked so far."""
     deadline = time.monotonic() + 30
     while True:
-        evaluation = demo.evaluation()
-        seen = evaluation.get("watermark")
+        status = demo.look()
+        seen = status.evaluation.get("watermark")
         if (seen and datetime.fromisoformat(seen) >= asked) or time.monotonic() > deadline:
-            return evaluation
+            return status
         time.sleep(0.2)
 
 
-def finish(demo: Demo, tally: Any, before: list[float], after: list[float]) -> int:
+def finish(demo: Demo, tally: Any) -> int:
     """Say what came of it."""
     demo.say("How is everything?")
     demo.mlspec("status")
@@ -173,8 +198,8 @@ def finish(demo: Demo, tally: Any, before: list[float], after: list[float]) -> i
     print(
         f"  {tally.requests:,} requests, {tally.failed} failed; models that answered: {', '.join(tally.runs)}"
     )
-    if after:
-        print(f"  mean weekly auc before the switch {mean(before):.3f}, after it {mean(after):.3f}")
+    switched = len(tally.runs) > 1
+    if switched:
         old, new = in_hindsight(demo.folder / ".mlspec" / "store", tally.runs)
         print(
             f"  flights since the switch: auc {new:.3f} with {tally.runs[-1]}, {old:.3f} had {tally.runs[0]} stayed"
@@ -183,7 +208,7 @@ def finish(demo: Demo, tally: Any, before: list[float], after: list[float]) -> i
         print(
             f"  on call was told: {message.get('alert')} {message.get('state')}: {message.get('sentence', '')}"
         )
-    complete = not tally.failed and bool(after) and bool(demo.messages)
+    complete = not tally.failed and switched and bool(demo.messages)
     if not complete:
         print("  The story is not complete: see the lines above.")
     return 0 if complete else 1

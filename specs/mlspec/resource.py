@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -43,11 +42,7 @@ class Base(BaseModel):
     )
 
     def document(self) -> dict[str, Any]:
-        """The spec as plain JSON data under its YAML names, without unset and default fields. Not to be changed: it is kept."""
-        return self._document
-
-    @cached_property
-    def _document(self) -> dict[str, Any]:
+        """The spec as plain JSON data under its YAML names, without unset and default fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
