@@ -194,6 +194,8 @@ def finish(demo: Demo, tally: Any) -> int:
     demo.say("How is everything?")
     demo.mlspec("status")
     demo.mlspec("runs", f"TrainingJob/{JOB}")
+    demo.say("Did the service give the features that training would have seen?")
+    demo.mlspec("features", JOB)
     print()
     print(
         f"  {tally.requests:,} requests, {tally.failed} failed; models that answered: {', '.join(tally.runs)}"
