@@ -30,6 +30,7 @@ schemas: $(STAMP)
 	$(RUN)/mlspec schema --write
 
 $(STAMP): requirements/dev.txt pyproject.toml
+	@echo "Installing into $(VENV): about a minute, once ..."
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -16,8 +16,8 @@ from mlspec.workload import Run
 from mlspec_reconciler.plan import Action
 from mlspec_reconciler.reconcile import Round
 
-ROWS_GUESS = 1000
-"""Rows per window that a prediction assumes while no traffic was seen."""
+ROWS_GUESS, FEATURES_GUESS = 1000, 10
+"""Rows per window and features that a prediction assumes while no traffic was seen."""
 
 
 def titles(compiled: Compiled) -> dict[str, str]:
@@ -110,6 +110,6 @@ def _alerts(policy: Resource, seen: Round) -> str:
         ),
         {},
     )
-    rows = float(cast(float, live.get("rows_per_window") or ROWS_GUESS))
-    features = int(cast(int, live.get("features") or 10))
-    return predicted(spec, features, rows).sentence + f" at {rows:,.0f} rows a window"
+    if live.get("expected"):  # a policy that runs already has counted its rows and features
+        return str(live["expected"])
+    return predicted(spec, FEATURES_GUESS, ROWS_GUESS).sentence + f" at {ROWS_GUESS:,} rows a window"

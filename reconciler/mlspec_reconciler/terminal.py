@@ -13,7 +13,8 @@ import click
 from mlspec import report
 from mlspec.diagnostics import Mark
 from mlspec.resource import Path as FieldPath
-from mlspec_reconciler.reconcile import Wanted
+from mlspec_reconciler.notes import notes, titles
+from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.workspace import Opened, open_project
 
@@ -71,6 +72,11 @@ def locator(wanted: Wanted) -> show.Locate:
         return wanted.project.locate(found, ("spec", *path)) if path else found.mark
 
     return place
+
+
+def plan_rows(wanted: Wanted, seen: Round) -> list[show.Line]:
+    """The lines of a plan, as every command shows them."""
+    return show.lines(seen.plan, locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
 
 
 def consent(question: str, yes: bool) -> None:

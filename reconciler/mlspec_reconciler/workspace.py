@@ -22,6 +22,7 @@ from mlspec.workload import Files
 from mlspec_reconciler import bundle, load, observe
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
+from mlspec_reconciler.clusters.local.launch import write_json
 from mlspec_reconciler.reconcile import Wanted
 
 HOME = ".mlspec"
@@ -118,7 +119,7 @@ def stage(opened: Opened) -> str:
         hasher.update(f"\0{name}\0{len(content)}\0".encode() + content)
     revision = hasher.hexdigest()[:16]
     bundle.write_folder(workspace.home / "revisions" / revision, contents)
-    _write_json(
+    write_json(
         workspace.home / APPLIED,
         {
             "revision": revision,
@@ -175,10 +176,3 @@ def commit(root: Path) -> str:
         return ""
     words = done.stdout.strip().split(" ", 1)
     return f'{words[0]} "{words[1]}"' if done.returncode == 0 and len(words) == 2 else ""
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=1, sort_keys=True))
-    temporary.replace(path)

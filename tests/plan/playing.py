@@ -13,7 +13,6 @@ from mlspec.manifest import digest
 from mlspec_reconciler import apply, bundle, load, observe, terminal
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.clusters.memory import MemoryCluster
-from mlspec_reconciler.notes import notes, titles
 from mlspec_reconciler.reconcile import Round, Wanted, look
 from mlspec_reconciler.show import plan as show
 
@@ -126,10 +125,7 @@ def result(step: Mapping[str, Any], title: str, run: str, script: Script) -> dic
 
 def text(project: Wanted, seen: Round) -> str:
     """The plan as `mlspec plan` prints it."""
-    rows = show.lines(
-        seen.plan, terminal.locator(project), titles(seen.compiled), notes(project.project, seen)
-    )
-    return show.text(rows, seen.plan, "laptop", False)
+    return show.text(terminal.plan_rows(project, seen), seen.plan, "laptop", False)
 
 
 def told(case: Path, folder: Path) -> str:

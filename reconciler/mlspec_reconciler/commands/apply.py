@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from mlspec_reconciler import planfile, terminal, workspace
-from mlspec_reconciler.notes import notes, titles
 from mlspec_reconciler.plan import Action, Plan
 from mlspec_reconciler.reconcile import look, reconcile
 from mlspec_reconciler.show import plan as show
@@ -57,7 +56,7 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
             f"error[stale-plan]: the plan does not hold any more; nothing was changed\n{listed}", err=True
         )
         return 1
-    rows = show.lines(seen.plan, terminal.locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
+    rows = terminal.plan_rows(wanted, seen)
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
     refused = _too_many_deletes(seen.plan, wanted.project.settings.prune.max_share)
     if refused and not allow_deletes:

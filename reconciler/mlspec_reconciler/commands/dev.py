@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from mlspec_reconciler import terminal, watch
-from mlspec_reconciler.notes import notes, titles
 from mlspec_reconciler.reconcile import look
 from mlspec_reconciler.show import plan as show
 
@@ -35,5 +34,5 @@ def _once(path: Path, target: str | None) -> None:
     except click.exceptions.Exit:
         return
     seen = look(wanted, project.workspace.cluster())
-    rows = show.lines(seen.plan, terminal.locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
+    rows = terminal.plan_rows(wanted, seen)
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from mlspec_reconciler import planfile, terminal
-from mlspec_reconciler.notes import notes, titles
 from mlspec_reconciler.reconcile import look
 from mlspec_reconciler.show import plan as show
 
@@ -35,11 +34,12 @@ def command(path: Path, target: str | None, output: str, out: Path | None, detai
     """
     project, wanted = terminal.opened(path, target)
     seen = look(wanted, project.workspace.cluster())
-    locate = terminal.locator(wanted)
-    rows = show.lines(seen.plan, locate, titles(seen.compiled), notes(wanted.project, seen))
+    rows = terminal.plan_rows(wanted, seen)
     match output:
         case "json":
-            click.echo(json.dumps(show.document(seen.plan, locate, project.target_name), indent=2))
+            click.echo(
+                json.dumps(show.document(seen.plan, terminal.locator(wanted), project.target_name), indent=2)
+            )
         case "markdown":
             click.echo(show.markdown(rows, seen.plan, project.target_name))
         case _:
