@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlspec.health import Health
-from mlspec.manifest import Manifest, Origin
-from mlspec.workload import Step, Workload
+from mlspec.manifest import Body, Manifest, Origin
+from mlspec.workload import JSON, RunFact, Step, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,45 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """A live object as an engine reads it: what was applied, what its controller says, and what was made for it."""
+
+    body: Body
+    status: JSON
+    parts: tuple[Body, ...] = ()
+    """Objects that controllers made for it, complete with their status: pods, Kueue's Workloads, Workflows of a
+    CronWorkflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an engine reads from live objects of one kind. All functions are pure.
+
+    Exactly the kinds that are runs have `run`, services `url`, schedules `result`, and records `record`; the others
+    (a Service beside a Deployment, an autoscaler) are parts of something that has one.
+    """
+
+    health: Callable[[Live], Health]
+    run: Callable[[Live], RunFact] | None = None
+    """Phase and results by step."""
+    url: Callable[[Live], str] | None = None
+    """Address that answers inside the target; empty while it is not known."""
+    result: Callable[[Live], JSON] | None = None
+    """Result of the newest evaluation; empty before the first."""
+    record: Callable[[Live], JSON] | None = None
+    """The declared fact."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One runtime.
 
-    `lower` returns the objects of a workload, or a sentence why this engine cannot run it. `health` judges one live
-    object from its body and status.
+    `lower` returns the objects of a workload, or a sentence why this engine cannot run it. `reads` says how its live
+    objects are understood, by their kind.
     """
 
     lower: Callable[[Workload, Settings, Origin], list[Manifest] | str]
-    health: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Health]]
-    """By kind of the objects."""
+    reads: Mapping[str, Reading]
 
 
 def task(owner: str, step: Step) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlspec.diagnostics import Mark
@@ -49,12 +49,17 @@ class Origin:
 class Manifest:
     """One desired object. `body` is complete (apiVersion, kind, metadata, ...).
 
-    `create_only`: the object is a run, named by the hash of what it computes; it is created once and never changed.
+    `create_only`: created once and never changed, and kept until its resource goes. Runs are, named by the hash of what
+    they compute, and the code that they need.
     """
 
     body: Body
     origin: Origin
     create_only: bool = False
+    title: str = ""
+    """What a person calls it when it is a run (`train late-arrival`); only runs have a title."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What the name of a run is made of: digests by part."""
 
     @property
     def key(self) -> Key:

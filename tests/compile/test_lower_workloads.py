@@ -137,7 +137,7 @@ def test_every_kind_of_object_has_one_judge() -> None:
     for name, (choice, workload) in CASES.items():
         made = lower(workload, target(choice), SETTINGS, ORIGIN)
         assert not isinstance(made, str)
-        known = {kind for engine in (argo, deployment, job, kueue, local) for kind in engine.ENGINE.health}
+        known = {kind for engine in (argo, deployment, job, kueue, local) for kind in engine.ENGINE.reads}
         assert {one.key.kind for one in made} <= known, name
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mlspec.compile import ENGINES
+from mlspec.engine import Live
 from mlspec.health import State
 
 ROOT = Path(__file__).parent
@@ -18,15 +19,16 @@ CASES = sorted(ROOT.glob("*/*/*.yaml"))
 def test_an_object_is_judged(path: Path) -> None:
     """The verdict decides whether somebody is woken, the sentence what they look at first."""
     case = yaml.safe_load(path.read_text())
-    live = case["object"]
+    body = case["object"]
+    live = Live(body, body["status"], tuple(case.get("parts", ())))
     choice = "local" if path.parent.parent.name == "local.mlspec.dev" else "kubernetes"
-    judges = {
-        kind: judge
+    readings = {
+        kind: reading
         for engines in ENGINES[choice].values()
         for engine in engines.values()
-        for kind, judge in engine.health.items()
+        for kind, reading in engine.reads.items()
     }
-    found = judges[live["kind"]](live, live["status"])
+    found = readings[body["kind"]].health(live)
     assert found.state is State(path.name.split("_", 1)[0])
     assert found.sentence == case["sentence"]
 

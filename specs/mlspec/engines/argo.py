@@ -6,10 +6,9 @@ were created, because the controller works from the spec that it stored at the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from mlspec.engine import Engine, Settings
+from mlspec.engine import Engine, Live, Reading, Settings
 from mlspec.engines import pod
 from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
@@ -32,7 +31,7 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
                 "metadata": pod.metadata(workload.name, settings, origin),
                 "spec": spec,
             }
-            return [Manifest(body, origin, create_only=True)]
+            return [Manifest(body, origin, True, workload.title, workload.parts)]
         case Schedule():
             body = {
                 "apiVersion": API_VERSION,
@@ -103,27 +102,27 @@ def _template(owner: str, step: Step, settings: Settings) -> dict[str, Any]:
     }
 
 
-def workflow_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def workflow_health(live: Live) -> Health:
     """Health of a Workflow from its phase; Pending says why when Argo does."""
-    message = str(status.get("message") or "")
-    match status.get("phase"):
+    message = str(live.status.get("message") or "")
+    match live.status.get("phase"):
         case "Succeeded":
             return Health(State.READY, "succeeded")
         case "Failed" | "Error":
             return Health(State.FAILED, message or "failed")
         case "Running":
-            return Health(State.PROGRESSING, str(status.get("progress") or "running"))
+            return Health(State.PROGRESSING, str(live.status.get("progress") or "running"))
         case _:
             return Health(State.WAITING, message or "waits for the Argo controller")
 
 
-def cron_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def cron_health(live: Live) -> Health:
     """Health of a CronWorkflow: its conditions name a broken spec."""
-    for condition in status.get("conditions") or []:
+    for condition in live.status.get("conditions") or []:
         if condition.get("type") == "SpecError" and condition.get("status") == "True":
             return Health(State.FAILED, str(condition.get("message")))
-    last = status.get("lastScheduledTime")
+    last = live.status.get("lastScheduledTime")
     return Health(State.READY, f"last started {last}" if last else "not started yet")
 
 
-ENGINE = Engine(lower, {"Workflow": workflow_health, "CronWorkflow": cron_health})
+ENGINE = Engine(lower, {"Workflow": Reading(workflow_health), "CronWorkflow": Reading(cron_health)})

@@ -4,10 +4,9 @@ records become ConfigMaps."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from mlspec.engine import Engine, Settings
+from mlspec.engine import Engine, Live, Reading, Settings
 from mlspec.engines import pod
 from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
@@ -123,8 +122,9 @@ def _service(service: Service, settings: Settings, origin: Origin) -> list[dict[
     return objects
 
 
-def deployment_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def deployment_health(live: Live) -> Health:
     """Health of a Deployment, as `kubectl rollout status` reads it."""
+    body, status = live.body, live.status
     generation = body.get("metadata", {}).get("generation", 0)
     if status.get("observedGeneration", 0) < generation:
         return Health(State.PROGRESSING, "waits for the controller to see the change")
@@ -143,7 +143,7 @@ def deployment_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Hea
     return Health(State.READY, f"{available} replicas")
 
 
-def stored(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def stored(live: Live) -> Health:
     """Objects that only exist."""
     return Health(State.READY, "")
 
@@ -151,10 +151,10 @@ def stored(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
 ENGINE = Engine(
     lower,
     {
-        "Deployment": deployment_health,
-        "Service": stored,
-        "HorizontalPodAutoscaler": stored,
-        "PodDisruptionBudget": stored,
-        "ConfigMap": stored,
+        "Deployment": Reading(deployment_health),
+        "Service": Reading(stored),
+        "HorizontalPodAutoscaler": Reading(stored),
+        "PodDisruptionBudget": Reading(stored),
+        "ConfigMap": Reading(stored),
     },
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from mlspec.engine import Engine, Settings
+from mlspec.engine import Engine, Live, Reading, Settings
 from mlspec.engines import pod
 from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
@@ -52,21 +51,21 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
             "template": {"metadata": {"labels": {"mlspec.dev/run": workload.name}}, "spec": spec},
         },
     }
-    return [Manifest(body, origin, create_only=True)]
+    return [Manifest(body, origin, True, workload.title, workload.parts)]
 
 
-def health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def health(live: Live) -> Health:
     """Health of a Job: only the conditions Complete and Failed end it."""
-    for condition in status.get("conditions") or []:
+    for condition in live.status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") == "Complete":
             return Health(State.READY, "succeeded")
         if condition.get("status") == "True" and condition.get("type") == "Failed":
             return Health(State.FAILED, str(condition.get("message") or condition.get("reason") or "failed"))
-    if body.get("spec", {}).get("suspend"):
+    if live.body.get("spec", {}).get("suspend"):
         return Health(State.WAITING, "suspended until its queue admits it")
-    if status.get("active"):
+    if live.status.get("active"):
         return Health(State.PROGRESSING, "running")
     return Health(State.WAITING, "has no pod yet")
 
 
-ENGINE = Engine(lower, {"Job": health})
+ENGINE = Engine(lower, {"Job": Reading(health)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlspec.engine import Engine, Settings
+from mlspec.engine import Engine, Reading, Settings
 from mlspec.engines import pod
 from mlspec.engines.deployment import stored
 from mlspec.manifest import Manifest, Origin
@@ -89,4 +89,4 @@ def _flavor(flavor: dict[str, Any], covered: list[str]) -> dict[str, Any]:
 
 
 KINDS = ("ResourceFlavor", "Cohort", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass")
-ENGINE = Engine(lower, dict.fromkeys(KINDS, stored))
+ENGINE = Engine(lower, dict.fromkeys(KINDS, Reading(stored)))

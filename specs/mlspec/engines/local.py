@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlspec.engine import Engine, Settings, task
+from mlspec.engine import Engine, Live, Reading, Settings, task
 from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
-from mlspec.workload import Pool, Record, Run, Schedule, Service, Step, Workload
+from mlspec.workload import JSON, Pool, Record, Run, RunFact, Schedule, Service, Step, Workload
 
 API_VERSION = "local.mlspec.dev/v1"
 DISTRIBUTED = ("torch", "mpi", "dask", "spark", "ray")
@@ -23,7 +23,8 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
         case Run():
             steps = [_step(workload.name, step, settings) for step in workload.steps]
             spec = {"title": workload.title, "steps": steps, "parts": dict(workload.parts)}
-            return [replace(_manifest("Run", workload.name, spec, origin), create_only=True)]
+            made = _manifest("Run", workload.name, spec, origin)
+            return [replace(made, create_only=True, title=workload.title, parts=workload.parts)]
         case Service():
             step = _step(workload.name, workload.step, settings)
             return [
@@ -71,25 +72,25 @@ def _step(owner: str, step: Step, settings: Settings) -> dict[str, Any]:
     }
 
 
-def run_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def run_health(live: Live) -> Health:
     """Health of a Run from its phase."""
-    match status.get("phase"):
+    match live.status.get("phase"):
         case "succeeded":
             return Health(State.READY, "succeeded")
         case "failed":
-            return Health(State.FAILED, status.get("message") or "failed")
+            return Health(State.FAILED, live.status.get("message") or "failed")
         case "running":
-            return Health(State.PROGRESSING, status.get("message") or "running")
+            return Health(State.PROGRESSING, live.status.get("message") or "running")
         case _:
-            return Health(State.WAITING, status.get("message") or "waits for a free processor")
+            return Health(State.WAITING, live.status.get("message") or "waits for a free processor")
 
 
-def service_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def service_health(live: Live) -> Health:
     """Health of a Service from its phase; the sentence holds its address."""
-    message = status.get("message") or ""
-    match status.get("phase"):
+    message = live.status.get("message") or ""
+    match live.status.get("phase"):
         case "ready":
-            return Health(State.READY, status.get("url", ""))
+            return Health(State.READY, live.status.get("url", ""))
         case "degraded":
             return Health(State.DEGRADED, message or "does not answer its health check")
         case "failed":
@@ -100,21 +101,51 @@ def service_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health
             return Health(State.PROGRESSING, message or "starting")
 
 
-def schedule_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def schedule_health(live: Live) -> Health:
     """Health of a Schedule: an evaluation that fails hides behind the result of an earlier one."""
-    if status.get("phase") == "failed" or status.get("failures"):
-        return Health(State.FAILED, status.get("message") or "the evaluation fails; see its log")
-    if status.get("lastResult") is None:
+    if live.status.get("phase") == "failed" or live.status.get("failures"):
+        return Health(State.FAILED, live.status.get("message") or "the evaluation fails; see its log")
+    if live.status.get("lastResult") is None:
         return Health(State.PROGRESSING, "first evaluation is under way")
-    return Health(State.READY, str(status["lastResult"].get("summary", "")))
+    return Health(State.READY, str(live.status["lastResult"].get("summary", "")))
 
 
-def record_health(body: Mapping[str, Any], status: Mapping[str, Any]) -> Health:
+def record_health(live: Live) -> Health:
     """A stored record is ready."""
     return Health(State.READY, "")
 
 
+def run_fact(live: Live) -> RunFact:
+    """What the supervisor says about a run."""
+    status = live.status
+    return RunFact(
+        status.get("phase", "pending"), status.get("results", {}), str(status.get("message") or "")
+    )
+
+
+def service_url(live: Live) -> str:
+    """Address on the loopback interface."""
+    return str(live.status.get("url") or "")
+
+
+def schedule_result(live: Live) -> JSON:
+    """What the newest evaluation has committed."""
+    result: JSON = live.status.get("lastResult") or {}
+    return result
+
+
+def record_data(live: Live) -> JSON:
+    """The declared fact."""
+    data: JSON = live.body["spec"]["data"]
+    return data
+
+
 ENGINE = Engine(
     lower,
-    {"Run": run_health, "Service": service_health, "Schedule": schedule_health, "Record": record_health},
+    {
+        "Run": Reading(run_health, run=run_fact),
+        "Service": Reading(service_health, url=service_url),
+        "Schedule": Reading(schedule_health, result=schedule_result),
+        "Record": Reading(record_health, record=record_data),
+    },
 )
