@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
-from mlspec.engine import Engine, Settings
+from mlspec.engine import Engine, Reading, Settings
 from mlspec.engines import argo, deployment, job, kueue, local
 from mlspec.kind import Context, Lowered
 from mlspec.kind_table import KINDS
@@ -45,6 +46,17 @@ class Compiled:
     manifests: tuple[Manifest, ...]
     unsupported: Mapping[str, str]
     """Resource id -> why this target cannot run it."""
+
+
+@cache
+def readings(choice: str) -> Mapping[str, Reading]:
+    """How live objects of a target are understood, by their kind."""
+    return {
+        kind: reading
+        for engines in ENGINES[choice].values()
+        for engine in engines.values()
+        for kind, reading in engine.reads.items()
+    }
 
 
 def choose_target(spec: ProjectSpec, name: str | None) -> tuple[str, Target] | str:
