@@ -5,12 +5,12 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check unit bench schemas requirements clean
+.PHONY: demo test check controlplane unit bench schemas requirements clean
 
 demo: $(STAMP)
 	$(RUN)/python examples/flights/demo.py
 
-test: check unit
+test: check controlplane unit
 
 # Fast first: format, lint, types, architecture, then the tests.
 check: $(STAMP)
@@ -19,6 +19,11 @@ check: $(STAMP)
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 	$(RUN)/mlspec schema --check
+
+# The real API server and controllers that tests run against, built from source once (about 20 minutes, then cached).
+# Tests build what is missing anyway; here the progress is seen. Without Go they are skipped, loudly.
+controlplane: $(STAMP)
+	PYTHONPATH=tests $(RUN)/python -m cluster.bed build controlplane controllers
 
 unit: $(STAMP)
 	$(RUN)/python -m pytest
