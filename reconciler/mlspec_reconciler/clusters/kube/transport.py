@@ -74,8 +74,8 @@ class Transport:
         timeout: float = 30.0,
         budget: float = 60.0,
         concurrency: int = 8,
-        rate: float = 200.0,
-        burst: float = 400.0,
+        rate: float = 300.0,
+        burst: float = 600.0,
         retry_rate: float = 5.0,
         retry_burst: float = 20.0,
         user_agent: str | None = None,
@@ -393,12 +393,12 @@ def _trouble(error: Exception) -> _Trouble:
     match error:
         case NameResolutionError():
             return _Trouble("cannot be found: its name does not resolve", harmless=True)
-        case ConnectTimeoutError():
-            return _Trouble("cannot be reached: no answer to the connection", harmless=True)
         case NewConnectionError():
             return _Trouble(
                 "cannot be reached: the connection is refused; is the cluster running?", harmless=True
             )
+        case ConnectTimeoutError():
+            return _Trouble("cannot be reached: no answer to the connection", harmless=True)
         case ProxyError():
             return _Trouble("cannot be reached through the proxy", harmless=True)
         case SSLError() if isinstance(error.args[0], ssl.SSLCertVerificationError):
