@@ -230,7 +230,7 @@ def test_a_failed_function_is_failed_in_mlflow(storage: Any, cancer: Any, split:
     document = storage.training(
         "j-1", "def train(train):\n    raise ValueError('no')\n", split, tracking=store
     )
-    assert task.perform(train.run, document, storage.root) == 1
+    assert task.perform(train.run, document, storage.root) == task.FINAL
     assert [run.info.status for run in runs(store, "j-1")] == ["FAILED"]
     assert json.loads(storage.error("j-1", "train"))["message"] == "train.py:2: ValueError: no"
 

@@ -42,7 +42,7 @@ from mlspec_runtime.serve import compile
 from mlspec_runtime.serve.app import App
 from mlspec_runtime.serve.log import RequestLog
 from mlspec_runtime.serve.plan import Plan
-from mlspec_runtime.task import Document, TaskError
+from mlspec_runtime.task import Document, TaskError, tell_failure
 
 POLL = 0.05
 """Seconds between two looks at the task file; one costs about 30 us."""
@@ -62,6 +62,7 @@ def serve(task_file: Path, root: Path) -> int:
         listener = _bind(task)
     except TaskError as error:
         print(_sentence(error), file=sys.stderr, flush=True)
+        tell_failure(error.message, error.hint)
         return 1
     log = RequestLog(root / "logs" / plan.name, plan.sample, plan.flush)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
