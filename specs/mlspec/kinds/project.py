@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -17,6 +17,19 @@ class LocalTarget(Base):
     """This machine: processes, DuckDB and Parquet, SQLite, MLflow on SQLite. Nothing to install."""
 
 
+class FieldRule(Base):
+    """Who decides about one field, where mlspec and another manager (an autoscaler, a person) both could."""
+
+    kind: Annotated[str, Field(min_length=1)]
+    """Kind of the objects, such as `Deployment`."""
+    name: str | None = None
+    """One object; all of the kind when unset."""
+    field: Annotated[str, Field(min_length=1)]
+    """Path of the field, such as `spec.replicas`."""
+    owner: Literal["other", "mlspec"]
+    """`other`: mlspec leaves the field out; `mlspec`: mlspec takes it, whoever had it."""
+
+
 class KubernetesTarget(Base):
     """A namespace of a Kubernetes cluster."""
 
@@ -28,6 +41,8 @@ class KubernetesTarget(Base):
     """Runtime image of the pods, best by digest; it needs `mlspec_runtime` and the requirements of the functions."""
     service_account: Name = "mlspec-runtime"
     """Service account of the pods."""
+    fields: list[FieldRule] = Field(default_factory=list)
+    """Who decides about fields that others also write. Without a rule a conflict is shown, and nothing is overrun."""
 
 
 class Target(OneOf):
