@@ -364,7 +364,7 @@ def test_a_login_program_is_run_again_when_its_token_is_refused(proxy, tmp_path)
     with pytest.raises(Unavailable, match="does not know us"):
         transport.request("GET", f"{MAP}/a")
     (tmp_path / "token").unlink()
-    with pytest.raises(Unavailable, match="login program failed.*log in again"):
+    with pytest.raises(Unavailable, match=r"login program failed.*log in again"):
         transport.request("GET", f"{MAP}/a")
 
 

@@ -42,6 +42,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Objects = list[dict[str, Any]]
 JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain"
 APPLY_TYPE = "application/apply-patch+yaml"
 MERGE_TYPE = "application/merge-patch+json"
 PAGE = 500
@@ -138,6 +139,7 @@ class Transport:
         verb: str = "",
     ) -> Answer:
         """One call. `path` is a quoted path below the server, `body` is encoded as JSON unless it is bytes.
+        What comes back is JSON, or text when `accept` is `TEXT_TYPE`.
 
         `retry=False` (POST): an attempt that may have done something is not repeated; what certainly did nothing is
         (no connection, 429, 503 with Retry-After). Raises `errors.ApiError` or `Unavailable`.
@@ -162,6 +164,8 @@ class Transport:
                 problem, after = trouble, None
             else:
                 if response.status not in _BUSY:
+                    if response.status == 200 and accept == TEXT_TYPE:
+                        return Answer(200, content.decode(errors="replace"), response.headers)
                     return self._answer(response, content, url, secrets)
                 after = errors.retry_after(response.headers.get("retry-after"))
                 problem = _Trouble(
@@ -172,6 +176,10 @@ class Transport:
                 unsure = "" if problem.harmless or method == "GET" else _maybe_done(method)
                 raise Unavailable(f"{self.server} {problem}{unsure}")
             self._pause(pauses.next(after), until, problem)
+
+    def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
+        """A GET of what is not JSON: logs, `/readyz`."""
+        return str(self.request("GET", path, query=query, accept=TEXT_TYPE).body)
 
     def list(
         self, path: str, *, query: Mapping[str, str] | None = None, accept: str = JSON_TYPE
