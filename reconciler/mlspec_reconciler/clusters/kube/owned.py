@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -136,6 +136,20 @@ _STRIPPED = frozenset(
 )
 """Never owned: k8s.io/apimachinery/pkg/util/managedfields/internal/stripmeta.go."""
 
+_BUILT_IN = frozenset(
+    (
+        "",
+        "apps",
+        "autoscaling",
+        "batch",
+        "networking.k8s.io",
+        "policy",
+        "rbac.authorization.k8s.io",
+        "storage.k8s.io",
+    )
+)
+"""Groups whose objects the server keeps as Go structures: it drops zeros, fills in defaults, rewrites quantities."""
+
 _SCALARS = frozenset((str, int, bool))
 
 
@@ -143,7 +157,7 @@ def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -
     """Walk all that we own and all that we want."""
     mine, others = _entries(live, manager)
     version = wanted.get("apiVersion")
-    walk = _Walk(others, native="." not in str(version).partition("/")[0])
+    walk = _Walk(others, native=str(version).rpartition("/")[0] in _BUILT_IN)
     fields = _trimmed_fields(mine["fieldsV1"]) if mine else {}
     if mine and (
         mine.get("apiVersion") != version
@@ -306,8 +320,8 @@ class _Walk:
     def leaf(self, want: Any, have: Any, where: Where) -> None:
         """Compare a value that we own whole: a scalar, an atomic list or map, or a map that we applied empty."""
         if have is ABSENT:
-            # Who removes a field ends our ownership of it. So the server left it out: it does so with zero values.
-            if want or self.holders(where):
+            # Who removes a field ends our ownership of it. So the server left it out, as it does with null and with zeros.
+            if want != "" or not self.native or where[-1] != "f:value" or self.holders(where):
                 self.say(Proof.UNKNOWN, where, have, want)
             return
         if type(want) is dict:
@@ -321,16 +335,17 @@ class _Walk:
                 if have != {}:
                     self.say(Proof.UNKNOWN, where, have, want)
                 return
-        likeness = _like(want, have)
-        if likeness is _Like.SAME:
-            if type(want) is dict and where[-1] not in _ATOMIC:
+        match _like(want, have, where[-1][2:]):
+            case _Like.SAME if type(want) is not dict or where[-1] in _ATOMIC:
+                return
+            case _Like.DEFAULTS if self.native and not self.holders(where):
+                return
+            case _Like.QUANTITY if self.native and _is_quantity(where) and not self.holders(where):
+                return
+            case _Like.OTHER:
+                self.say(Proof.DIFFERS, where, have, want)
+            case _:
                 self.say(Proof.UNKNOWN, where, have, want)
-        elif likeness is _Like.QUANTITY and self.native and _is_quantity(where) and not self.holders(where):
-            return
-        elif likeness is _Like.OTHER and want not in ("", 0, None, [], {}):
-            self.say(Proof.DIFFERS, where, have, want)
-        else:  # Equal but for what the server may have filled in or written in its own way.
-            self.say(Proof.UNKNOWN, where, have, want)
 
     def added(self, want: Any, have: Any, where: Where) -> None:
         """A field that we want and do not own. An empty list of items with keys owns nothing, so it may be no change."""
@@ -372,14 +387,17 @@ class _Like(StrEnum):
     """How alike a wanted and a live value are that are applied whole."""
 
     SAME = "same"
-    FILLED = "filled"
-    """Live has more keys: defaults of the server, or keys that we wanted before."""
+    DEFAULTS = "defaults"
+    """Live has more: the known defaults of built-in kinds inside an atomic value."""
     QUANTITY = "quantity"
-    """The same quantity, written differently."""
+    """The same quantity, written in another way."""
+    FILLED = "filled"
+    """Live has more, or a value in the place of a zero: defaults of the server, or what we wanted before."""
     OTHER = "other"
 
 
-_RANK = (_Like.SAME, _Like.QUANTITY, _Like.FILLED, _Like.OTHER)
+_RANK = tuple(_Like)
+_ALIKE = (_Like.SAME, _Like.DEFAULTS, _Like.QUANTITY)
 
 _ATOMIC = frozenset(
     f"f:{name}"
@@ -387,7 +405,6 @@ _ATOMIC = frozenset(
         "configMapKeyRef",
         "fieldRef",
         "fileKeyRef",
-        "labelSelector",
         "namespaceSelector",
         "nodeSelector",
         "objectSelector",
@@ -395,6 +412,7 @@ _ATOMIC = frozenset(
         "preference",
         "requiredDuringSchedulingIgnoredDuringExecution",
         "resourceFieldRef",
+        "roleRef",
         "scopeSelector",
         "secretKeyRef",
         "selector",
@@ -406,34 +424,44 @@ applied empty and filled by defaults; the name tells which (a test compares this
 
 _DEFAULTED: Mapping[str, Mapping[str, Any]] = {
     "fieldRef": {"apiVersion": "v1"},
+    "ports": {"protocol": "TCP"},
     "resourceFieldRef": {"divisor": "0"},
+    "serviceAccountToken": {"expirationSeconds": 3600},
 }
-"""Defaults inside atomic maps. All other defaults are in maps of which we own only our own fields."""
+"""Defaults of built-in kinds inside atomic values, by the field that holds them. All other defaults are in maps of which we
+own our own fields alone."""
 
 
-def _like(want: Any, have: Any, name: str = "") -> _Like:
-    """Compare two values that are applied whole."""
-    if type(want) is not type(have):
-        if isinstance(want, (int, float)) and isinstance(have, (int, float)):
-            return _Like.SAME if want == have and bool not in (type(want), type(have)) else _Like.OTHER
-        return _quantities(want, have)
-    if type(want) is list:
-        if len(want) != len(have):
-            return _Like.OTHER
-        return max(
-            (_like(*pair) for pair in zip(want, have, strict=True)), key=_RANK.index, default=_Like.SAME
-        )
-    if type(want) is dict:
-        if not want.keys() <= have.keys():
-            return _Like.OTHER
-        worst = max(
-            (_like(value, have[key], key) for key, value in want.items()), key=_RANK.index, default=_Like.SAME
-        )
-        more = {key: have[key] for key in have.keys() - want.keys()}
-        if more and worst is not _Like.OTHER and more.items() - _DEFAULTED.get(name, {}).items():
+def _like(want: Any, have: Any, name: str) -> _Like:
+    """Compare two values that are applied whole; `name` is the field that holds them."""
+    match want, have:
+        case list(), list():
+            if len(want) != len(have):
+                return _worst([_Like.FILLED if not want else _Like.OTHER])
+            return _worst(_like(one, other, name) for one, other in zip(want, have, strict=True))
+        case dict(), dict():
+            more = {key: value for key, value in have.items() if key not in want}
+            known = _DEFAULTED.get(name, {})
+            alike = [_like(value, have.get(key, ABSENT), key) for key, value in want.items()]
+            if more:
+                filled = all(known.get(key) == value for key, value in more.items())
+                alike.append(_Like.DEFAULTS if filled else _Like.FILLED)
+            return _worst(alike)
+        case (str() | bool(), _) | (_, str() | bool()) if type(want) is type(have) and want == have:
+            return _Like.SAME
+        case (int() | float(), int() | float()) if want == have and bool not in (type(want), type(have)):
+            return _Like.SAME
+        case (None, None):
+            return _Like.SAME
+        case ("" | 0 | None, _) if want is not False:
             return _Like.FILLED
-        return worst
-    return _Like.SAME if want == have else _quantities(want, have)
+        case (str() | int() | float(), str() | int() | float()) if _same_quantity(want, have):
+            return _Like.QUANTITY
+    return _Like.OTHER if want or have is not ABSENT else _Like.FILLED
+
+
+def _worst(alike: Iterable[_Like]) -> _Like:
+    return max(alike, key=_RANK.index, default=_Like.SAME)
 
 
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([EPTGMk]i?|Ki|[num]|[eE][+-]?\d+)?")
@@ -444,17 +472,12 @@ _SUFFIX: Mapping[str, Fraction] = {
 }
 
 
-def _quantities(want: Any, have: Any) -> _Like:
-    """Whether two scalars are the same quantity in different writing: `"0.1"` and `"100m"`, `1` and `"1"`."""
-    if (
-        isinstance(want, (bool, dict, list))
-        or isinstance(have, (bool, dict, list))
-        or want is None
-        or have is None
-    ):
-        return _Like.OTHER
+def _same_quantity(want: float | str, have: float | str) -> bool:
+    """Whether two scalars mean the same quantity: `"0.1"` and `"100m"`, `1` and `"1"`."""
+    if bool in (type(want), type(have)):
+        return False
     first, second = _quantity(str(want)), _quantity(str(have))
-    return _Like.QUANTITY if first is not None and first == second else _Like.OTHER
+    return first is not None and first == second
 
 
 def _quantity(text: str) -> Fraction | None:
@@ -554,7 +577,9 @@ def _shown(
             yield from _shown((*where, f"f:{name}"), have.get(name, ABSENT), value, below)
     elif type(want) is list and type(have) is list and owners and _children(owners[0]):
         yield from _shown_items(where, have, want, owners)
-    elif _like(want, have) not in (_Like.SAME, _Like.QUANTITY) and not (have is ABSENT and not want):
+    elif _like(want, have, where[-1][2:] if where else "") not in _ALIKE and not (
+        have is ABSENT and not want
+    ):
         yield where, have, want
 
 
