@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from mlspec_reconciler.cluster import Unavailable
+
 HIDDEN = "(secret)"
 _SHORTEST_SECRET = 4
 """Shorter values (`a`, `1`) would blacken ordinary words; they are hidden only as whole quoted words."""
@@ -74,6 +76,14 @@ class Invalid(ApiError):
 
 class Forbidden(ApiError):
     """Not allowed: by RBAC, an admission rule or a quota, or the namespace is being deleted."""
+
+
+class Busy(Unavailable):
+    """The API server asks to come back later, in `retry_after` seconds if it says when."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 def of_status(

@@ -136,6 +136,7 @@ class Transport:
         accept: str = JSON_TYPE,
         retry: bool = True,
         timeout: float | None = None,
+        budget: float | None = None,
         verb: str = "",
     ) -> Answer:
         """One call. `path` is a quoted path below the server, `body` is encoded as JSON unless it is bytes.
@@ -151,17 +152,17 @@ class Transport:
             headers["content-type"] = content_type
         if verb == "LIST" and self._compressed:
             headers["accept-encoding"] = "gzip"
-        until = time.monotonic() + self.budget
+        budget = self.budget if budget is None else budget
+        until = time.monotonic() + budget
+        seconds = timeout or self._timeout
         secrets = self._secrets | _secret_values(body)
         pauses = Backoff()
         while True:
-            left = until - time.monotonic()
+            after = None
             try:
-                response, content = self._attempt(
-                    method, url, data, headers, min(timeout or self._timeout, max(left, 0.1)), verb or method
-                )
+                response, content = self._attempt(method, url, data, headers, seconds, verb or method)
             except _Trouble as trouble:
-                problem, after = trouble, None
+                problem = trouble
             else:
                 if response.status not in _BUSY:
                     if response.status == 200 and accept == TEXT_TYPE:
@@ -175,33 +176,44 @@ class Transport:
             if problem.final or not (retry or problem.harmless):
                 unsure = "" if problem.harmless or method == "GET" else _maybe_done(method)
                 raise Unavailable(f"{self.server} {problem}{unsure}")
-            self._pause(pauses.next(after), until, problem)
+            pause = pauses.next(after) + self._retries.take()
+            left = until - time.monotonic() - pause
+            if left <= 0:
+                given_up = f"; given up after {budget:g} s" if budget else ""
+                raise errors.Busy(f"{self.server} {problem}{given_up}", after)
+            self._wait(pause)
+            seconds = min(timeout or self._timeout, max(left, 0.1))
 
     def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
         """A GET of what is not JSON: logs, `/readyz`."""
         return str(self.request("GET", path, query=query, accept=TEXT_TYPE).body)
 
-    def list(
-        self, path: str, *, query: Mapping[str, str] | None = None, accept: str = JSON_TYPE
-    ) -> tuple[Objects, str]:
-        """All objects of a collection, page by page, and the resourceVersion that they had together.
+    def scan(
+        self,
+        path: str,
+        pick: Callable[[dict[str, Any]], R],
+        *,
+        query: Mapping[str, str] | None = None,
+        budget: float | None = None,
+    ) -> tuple[Sequence[R], str]:
+        """`pick` of each object of a collection, read page by page, and the resourceVersion that they had together.
 
         Objects get the apiVersion and kind that lists leave out. When pages expire (410), starts again; the last try asks
         for one page of everything, which cannot expire.
         """
         for restart in range(_RESTARTS + 1):
             page = dict(query or {}) | ({"limit": str(PAGE)} if restart < _RESTARTS else {})
-            items: Objects = []
+            picked: list[R] = []
             try:
                 while True:
-                    body = self.request("GET", path, query=page, accept=accept, verb="LIST").body
+                    body = self.request("GET", path, query=page, budget=budget, verb="LIST").body
                     metadata, kind = body["metadata"], body["kind"].removesuffix("List")
                     for item in body.get("items") or ():
                         item.setdefault("apiVersion", body["apiVersion"])
                         item.setdefault("kind", kind)
-                        items.append(item)
+                        picked.append(pick(item))
                     if not metadata.get("continue"):
-                        return items, metadata.get("resourceVersion", "")
+                        return picked, metadata.get("resourceVersion", "")
                     page["continue"] = metadata["continue"]
                     page.pop("resourceVersion", None)
                     page.pop("resourceVersionMatch", None)
@@ -209,12 +221,17 @@ class Transport:
                 continue
         raise Unavailable(f"{self.server} cannot list {path}: its pages expire while they are read")
 
+    def list(self, path: str, *, query: Mapping[str, str] | None = None) -> tuple[Objects, str]:
+        """All objects of a collection, and the resourceVersion that they had together. They say apiVersion and kind."""
+        items, version = self.scan(path, lambda item: item, query=query)
+        return [*items], version
+
     def stream(
         self, path: str, *, query: Mapping[str, str], timeout: float | None = None, idle: float
     ) -> Stream:
         """The events of a watch: one attempt, no retry. `idle`: seconds without any byte after which it is broken.
 
-        Raises `errors.ApiError` (also 429 and 5xx, with `retry_after`) or `Unavailable`.
+        Raises `errors.ApiError`, `errors.Busy` (429 and 5xx) or `Unavailable`.
         """
         verb, url = "WATCH", f"{path}?{urlencode(query)}"
         headers = self._headers | {"accept": JSON_TYPE}
@@ -231,7 +248,7 @@ class Transport:
         if response.status in _BUSY:
             after = errors.retry_after(response.headers.get("retry-after"))
             message = f"{self.server} answered {response.status}{_reason(content, self._secrets)}"
-            raise errors.ApiError(response.status, "", message, (), after)
+            raise errors.Busy(message, after)
         self._answer(response, content, url, self._secrets)
         raise Unavailable(f"{self.server} answered {response.status} to a watch")
 
@@ -280,7 +297,7 @@ class Transport:
         verb: str,
     ) -> urllib3.BaseHTTPResponse:
         for _ in range(2):
-            self._pace()
+            self._wait(self._requests.take())
             credentials = self._login.credentials()
             if credentials.authorization:
                 headers["authorization"] = credentials.authorization
@@ -334,17 +351,8 @@ class Transport:
             raise errors.of_status(status, body, secrets, after)
         raise Unavailable(f"{self.server} answered {status} without saying why: not an API server")
 
-    def _pace(self) -> None:
-        wait = self._requests.take()
-        if wait > 0 and self._closing.wait(wait):
-            raise Unavailable("stopped")
-
-    def _pause(self, seconds: float, until: float, problem: _Trouble) -> None:
-        """Wait before the next attempt, or give up when that is beyond the budget."""
-        seconds += self._retries.take()
-        if time.monotonic() + seconds > until:
-            raise Unavailable(f"{self.server} {problem}; given up after {self.budget:g} s")
-        if self._closing.wait(seconds):
+    def _wait(self, seconds: float) -> None:
+        if seconds > 0 and self._closing.wait(seconds):
             raise Unavailable("stopped")
 
 
