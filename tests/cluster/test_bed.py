@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from cluster.bed import crds
 from cluster.bed.api import ApiError
 from cluster.bed.controlplane import ControlPlane
 
@@ -60,3 +64,21 @@ def test_a_kubeconfig_selects_user_and_namespace(control_plane: ControlPlane) ->
         f"--kubeconfig={kubeconfig}", "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"
     )
     assert who == f"system:serviceaccount:{namespace}:robot"
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flights"
+
+
+def test_the_api_server_takes_our_own_crds_and_the_example_as_resources(control_plane: ControlPlane) -> None:
+    """Our published CRDs must be structural schemas that a real server accepts, and fit what people write."""
+    assert "datasets.mlspec.dev" in crds.install(control_plane.api, "mlspec")
+    namespace = control_plane.namespace("flights")
+    documents = [
+        document
+        for path in sorted(EXAMPLE.glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+    ]
+    for document in documents:
+        document["metadata"]["namespace"] = namespace
+    live = control_plane.apply(documents)
+    assert [each["kind"] for each in live] == [each["kind"] for each in documents]

@@ -82,7 +82,7 @@ class Api:
         return result
 
     def apply(self, documents: Iterable[Document], *, manager: str = "bed") -> list[Document]:
-        """Server-side apply, one after the other, with `force`; the live objects.
+        """Server-side apply, one after the other, with `force` and strict fields; the live objects.
 
         Raises: ApiError with the API server's words: an unknown kind, a failed validation.
         """
@@ -94,6 +94,7 @@ class Api:
                 content_type="application/apply-patch+yaml",
                 fieldManager=manager,
                 force="true",
+                fieldValidation="Strict",
             )
             for each in documents
         ]
