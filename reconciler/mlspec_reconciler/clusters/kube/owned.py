@@ -168,6 +168,8 @@ def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -
     if "status" in wanted or "stringData" in wanted:
         walk.doubt = True  # The server takes these away from what is applied.
     walk.mapping(_trimmed(wanted), live, fields, ())
+    if mine is None and not walk.found:
+        walk.doubt = True
     return walk
 
 
@@ -321,7 +323,8 @@ class _Walk:
         """Compare a value that we own whole: a scalar, an atomic list or map, or a map that we applied empty."""
         if have is ABSENT:
             # Who removes a field ends our ownership of it. So the server left it out, as it does with null and with zeros.
-            if want != "" or not self.native or where[-1] != "f:value" or self.holders(where):
+            dropped = want == _DROPPED.get(where[-1], ABSENT) and (self.native or where[0] == "f:metadata")
+            if not dropped or self.holders(where):
                 self.say(Proof.UNKNOWN, where, have, want)
             return
         if type(want) is dict:
@@ -336,7 +339,11 @@ class _Walk:
                     self.say(Proof.UNKNOWN, where, have, want)
                 return
         match _like(want, have, where[-1][2:]):
-            case _Like.SAME if type(want) is not dict or where[-1] in _ATOMIC:
+            case _Like.SAME if (
+                type(want) is not dict
+                or where[-1] in _ATOMIC
+                or (self.native and where[-1] == "f:nodeSelector")
+            ):
                 return
             case _Like.DEFAULTS if self.native and not self.holders(where):
                 return
@@ -405,8 +412,9 @@ _ATOMIC = frozenset(
         "configMapKeyRef",
         "fieldRef",
         "fileKeyRef",
+        "labelSelector",
         "namespaceSelector",
-        "nodeSelector",
+        "nodeLabels",
         "objectSelector",
         "podSelector",
         "preference",
@@ -419,8 +427,18 @@ _ATOMIC = frozenset(
         "targetRef",
     )
 )
-"""Maps that are atomic in every built-in kind that has a field of this name. A map that is owned whole is atomic, or was
+"""Maps that are atomic in every kind that has a field of this name. A map that is owned whole is atomic, or was
 applied empty and filled by defaults; the name tells which (a test compares this table with the schema of the server)."""
+
+_DROPPED: Mapping[str, Any] = {
+    "f:annotations": {},
+    "f:data": {},
+    "f:hostNetwork": False,
+    "f:labels": {},
+    "f:readOnly": False,
+    "f:value": "",
+}
+"""Zeros that the server does not keep, so that they are owned and not live. Zeros of other fields may be kept."""
 
 _DEFAULTED: Mapping[str, Mapping[str, Any]] = {
     "fieldRef": {"apiVersion": "v1"},
@@ -453,7 +471,7 @@ def _like(want: Any, have: Any, name: str) -> _Like:
             return _Like.SAME
         case (None, None):
             return _Like.SAME
-        case ("" | 0 | None, _) if want is not False:
+        case ("" | 0 | None | [], _) if want is not False:
             return _Like.FILLED
         case (str() | int() | float(), str() | int() | float()) if _same_quantity(want, have):
             return _Like.QUANTITY
@@ -554,7 +572,7 @@ def _defaulted(
 
 def _element(key: Any, names: tuple[str, ...] | None) -> str:
     """The element of FieldsV1 of a new item."""
-    if names is None:
+    if names is None or key is ABSENT:
         return "v:" + json.dumps(key, default=str)
     values = (key,) if len(names) == 1 else key
     return "k:" + json.dumps(dict(zip(names, values, strict=True)), separators=(",", ":"), default=str)
