@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from mlspec.engine import Engine, Reading, Settings
-from mlspec.engines import argo, deployment, job, kueue, local
+from mlspec.engine import Engine, Gateway, Reading, Settings
+from mlspec.engines import account, argo, deployment, job, kueue, local
 from mlspec.kind import Context, Lowered
 from mlspec.kind_table import KINDS
 from mlspec.kinds.project import ProjectSpec, Target
 from mlspec.manifest import Manifest, Origin
 from mlspec.project import Project
-from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Step, Workload
+from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Step, Workload, code_path
 
 LOCAL: Mapping[type, Mapping[str, Engine]] = {
     Run: dict.fromkeys(("workflow", "job", *local.DISTRIBUTED), local.ENGINE),
@@ -67,25 +67,29 @@ def choose_target(spec: ProjectSpec, name: str | None) -> tuple[str, Target] | s
     return f"the project has no target {chosen}; it has {', '.join(sorted(spec.targets))}"
 
 
-def settings(project: Project, target: Target) -> Settings:
-    """What engines may know about a target."""
-    if target.kubernetes is None:
+def settings(project: Project, target: Target, bundles: Mapping[str, Mapping[str, bytes]]) -> Settings:
+    """What engines may know about a target; `bundles` as in `Facts`."""
+    if (cluster := target.kubernetes) is None:
         return Settings(project=project.name, storage=target.storage or "", tracking=target.tracking or "")
+    gateway = cluster.gateway
     return Settings(
         project=project.name,
-        namespace=target.kubernetes.namespace,
-        image=target.kubernetes.image,
-        service_account=target.kubernetes.service_account,
+        namespace=cluster.namespace,
+        image=cluster.image,
+        service_account=cluster.service_account or account.name(project.name),
         storage=target.storage or "pvc://mlspec",
         tracking=target.tracking or "",
+        image_pull_policy=cluster.image_pull_policy or "",
+        gateway=Gateway(gateway.name, gateway.namespace or "", gateway.host or "") if gateway else None,
+        bundles={code_path(digest): files for digest, files in bundles.items() if files},
     )
 
 
 def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     """Lower every resource in the order of its references, and every workload by the engine of the target."""
-    chosen = settings(project, target)
+    chosen = settings(project, target, facts.bundles)
     lowered: dict[tuple[str, str], Lowered] = {}
-    manifests: list[Manifest] = []
+    manifests = _account(project, target, chosen)
     unsupported: dict[str, str] = {}
     context = Context(project.catalog, facts, lowered)
     for resource in project.order:
@@ -106,6 +110,17 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     return Compiled(
         {f"{kind}/{name}": one for (kind, name), one in lowered.items()}, tuple(manifests), unsupported
     )
+
+
+def _account(project: Project, target: Target, settings: Settings) -> list[Manifest]:
+    """The account of the pods belongs to the Project, unless its target names one that somebody else has made."""
+    if target.kubernetes is None or target.kubernetes.service_account is not None:
+        return []
+    return [
+        manifest
+        for resource in project.catalog.of("Project")
+        for manifest in account.objects(settings, Origin(resource.id, resource.mark))
+    ]
 
 
 def lower(workload: Workload, target: Target, settings: Settings, origin: Origin) -> list[Manifest] | str:

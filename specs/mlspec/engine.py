@@ -6,12 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlspec.health import Health
 from mlspec.manifest import Body, Manifest, Origin
 from mlspec.workload import JSON, RunFact, Step, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Gateway through which services are reached from outside; an empty `host` means by path."""
+
+    name: str
+    namespace: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,10 @@ class Settings:
     storage: str = ""
     """`pvc://CLAIM` on Kubernetes."""
     tracking: str = ""
+    image_pull_policy: str = ""
+    gateway: Gateway | None = None
+    bundles: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Code of the project: folder relative to the storage root (`code/...`) -> path in it -> content."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,8 @@ class Run:
 class Service:
     """Answers requests on one port until it is deleted.
 
-    `document` may change while it runs (the process follows); `step.requirements`, `image` and `needs` replace it.
+    On this machine `document` may change while it runs (the process follows); `step.requirements`, `image` and `needs`
+    replace it. Kubernetes replaces it for any change, one replica after the other.
     """
 
     name: str
@@ -145,6 +146,8 @@ class Facts:
 
     code: Mapping[str, str] = field(default_factory=dict)
     """`code_key` -> content digest of the code bundle."""
+    bundles: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Content digest of a code bundle -> its files by path: for targets where code travels with the objects."""
     files: Mapping[str, Files] = field(default_factory=dict)
     """Resource id -> the files that its spec names (sources of a Dataset, the directory of a Model)."""
     runs: Mapping[str, RunFact] = field(default_factory=dict)

@@ -6,33 +6,54 @@ were created, because the controller works from the spec that it stored at the s
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from mlspec.engine import Engine, Live, Reading, Settings
-from mlspec.engines import pod
+from mlspec.engines import observed, pod
 from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
-from mlspec.workload import Run, Schedule, Step, Workload
+from mlspec.workload import JSON, Run, RunFact, Schedule, Step, Workload
 
 API_VERSION = "argoproj.io/v1alpha1"
 KEEP_FINISHED = 7 * 86400
+LOST = 3
+"""Attempts more for pods that are lost (a node goes, Kueue preempts): not the step's fault."""
+PHASES = {"Succeeded": "succeeded", "Failed": "failed", "Error": "failed", "Running": "running"}
+# What the controller says of a failed pod: `main: Error (exit code 2): MESSAGE`
+_POD = re.compile(r"(?:main: )?(?P<reason>\w*) ?\(exit code (?P<code>\d+)\)(?:: (?P<text>.*))?", re.DOTALL)
 
 
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
     """A Workflow for a run, a CronWorkflow for a schedule."""
     match workload:
-        case Run(steps=steps) if pod.cannot(steps):
-            return pod.cannot(steps)
         case Run():
-            spec = _workflow(workload.name, workload.steps, settings)
+            prepared = pod.prepare(workload.name, workload.steps, settings, origin, once=True)
+            if isinstance(prepared, str):
+                return prepared
+            run = {pod.RUN: workload.name}
+            spec = _workflow(workload.name, workload.steps, prepared, settings)
             body = {
                 "apiVersion": API_VERSION,
                 "kind": "Workflow",
-                "metadata": pod.metadata(workload.name, settings, origin),
-                "spec": spec,
+                "metadata": pod.metadata(workload.name, settings, origin, run, workload.title),
+                "spec": {
+                    **spec,
+                    "podMetadata": {"labels": pod.labels(settings, origin) | run},
+                    "ttlStrategy": {"secondsAfterCompletion": KEEP_FINISHED},
+                },
             }
-            return [Manifest(body, origin, True, workload.title, workload.parts)]
-        case Schedule():
+            return [*prepared.manifests, Manifest(body, origin, True, workload.title, workload.parts)]
+        case Schedule(step=step):
+            prepared = pod.prepare(workload.name, (step,), settings, origin)
+            if isinstance(prepared, str):
+                return prepared
+            spec = _workflow(workload.name, (step,), prepared, settings)
             body = {
                 "apiVersion": API_VERSION,
                 "kind": "CronWorkflow",
@@ -42,12 +63,19 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
                     "timezone": "Etc/UTC",
                     "concurrencyPolicy": "Forbid",
                     "startingDeadlineSeconds": 600,
+                    # The newest success holds the newest result, so it is kept by number and never by age.
                     "successfulJobsHistoryLimit": 1,
                     "failedJobsHistoryLimit": 1,
-                    "workflowSpec": _workflow(workload.name, (workload.step,), settings),
+                    "workflowMetadata": {"labels": pod.labels(settings, origin)},
+                    "workflowSpec": {
+                        **spec,
+                        "podMetadata": {"labels": pod.labels(settings, origin)},
+                        # One that never starts would forbid all that come after it.
+                        "activeDeadlineSeconds": int(step.timeout) * (step.retries + 1),
+                    },
                 },
             }
-            return [Manifest(body, origin)]
+            return [*prepared.manifests, Manifest(body, origin)]
         case _:
             return "Argo Workflows run things that end"
 
@@ -61,7 +89,9 @@ def cron(every: float) -> str:
     return f"0 */{hours} * * *" if hours < 24 else "0 0 * * *"
 
 
-def _workflow(owner: str, steps: tuple[Step, ...], settings: Settings) -> dict[str, Any]:
+def _workflow(
+    owner: str, steps: tuple[Step, ...], prepared: pod.Prepared, settings: Settings
+) -> dict[str, Any]:
     tasks = [
         {"name": step.name, "template": step.name}
         | ({"dependencies": list(step.after)} if step.after else {})
@@ -69,30 +99,35 @@ def _workflow(owner: str, steps: tuple[Step, ...], settings: Settings) -> dict[s
     ]
     return {
         "entrypoint": "main",
+        # Its token is mounted, other than elsewhere: Argo's container beside the step reports the result with it.
         "serviceAccountName": settings.service_account,
         "securityContext": pod.POD_SECURITY,
         "podGC": {"strategy": "OnPodSuccess"},
-        "ttlStrategy": {"secondsAfterCompletion": KEEP_FINISHED},
-        "volumes": pod.volumes(settings),
+        "volumes": prepared.volumes,
         "templates": [
             {"name": "main", "dag": {"tasks": tasks}},
-            *(_template(owner, step, settings) for step in steps),
+            *(_template(owner, step, prepared) for step in steps),
         ],
     }
 
 
-def _template(owner: str, step: Step, settings: Settings) -> dict[str, Any]:
+def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
     labels = pod.queue(step.needs)  # Argo knows nothing of Kueue: its pods are admitted one by one
     return {
         "name": step.name,
         **({"metadata": {"labels": labels}} if labels else {}),
         "activeDeadlineSeconds": int(step.timeout),
         "retryStrategy": {
-            "limit": str(step.retries),
+            "limit": str(step.retries + LOST),
             "retryPolicy": "Always",
-            "backoff": {"duration": "10", "factor": "2", "maxDuration": "600"},
+            # A pod that was lost is an Error and comes again; a step that failed only `retries` times, and never when
+            # the runtime says that it will fail again.
+            "expression": f"lastRetry.status == 'Error' || "
+            f"(asInt(lastRetry.exitCode) != {pod.FINAL} && asInt(retries) < {step.retries})",
+            # No maxDuration: it counts from the first start and would forbid to repeat what takes longer.
+            "backoff": {"duration": "10", "factor": "2", "cap": "600"},
         },
-        "container": pod.container(owner, step, settings),
+        "container": prepared.containers[step.name],
         "outputs": {
             "parameters": [
                 {"name": "result", "valueFrom": {"path": f"{pod.ROOT}/runs/{owner}/{step.name}/result.json"}}
@@ -103,26 +138,125 @@ def _template(owner: str, step: Step, settings: Settings) -> dict[str, Any]:
 
 
 def workflow_health(live: Live) -> Health:
-    """Health of a Workflow from its phase; Pending says why when Argo does."""
-    message = str(live.status.get("message") or "")
+    """Health of a Workflow from its phase; one that does not run says why."""
     match live.status.get("phase"):
         case "Succeeded":
             return Health(State.READY, "succeeded")
         case "Failed" | "Error":
-            return Health(State.FAILED, message or "failed")
-        case "Running":
-            return Health(State.PROGRESSING, str(live.status.get("progress") or "running"))
+            return Health(State.FAILED, _failure(live))
+        case None | "" if not live.status.get("message"):
+            return Health(State.WAITING, "waits for the Argo controller")
+    progress = str(live.status.get("progress") or "running")
+    found = observed.admission(live.parts) or observed.trouble(live.parts)
+    running = any((one.get("status") or {}).get("phase") == "Running" for one in observed.pods(live.parts))
+    if found is not None:
+        sentence = f"{progress}; {found.sentence}" if running else found.sentence
+        return Health(State.PROGRESSING if running else State.WAITING, sentence)
+    if live.status.get("phase") == "Running":
+        return Health(State.PROGRESSING, progress)
+    return Health(State.WAITING, str(live.status.get("message") or "waits for a pod"))
+
+
+def workflow_run(live: Live) -> RunFact:
+    """Phase of a Workflow, and the results of its steps from their output parameter."""
+    results = _results(live.status)
+    phase = PHASES.get(str(live.status.get("phase") or ""), "pending")
+    match phase:
+        case "failed":
+            return RunFact("failed", results, _failure(live))
+        case "succeeded":
+            steps = {str(one["name"]) for one in live.body["spec"]["templates"] if "container" in one}
+            if missing := sorted(steps - set(results)):
+                return RunFact("failed", results, _why_missing(missing[0], live.status))
+            return RunFact("succeeded", results)
+        case "running":
+            return RunFact("running", results)
         case _:
-            return Health(State.WAITING, message or "waits for the Argo controller")
+            return RunFact("pending", results)
 
 
 def cron_health(live: Live) -> Health:
-    """Health of a CronWorkflow: its conditions name a broken spec."""
+    """Health of a CronWorkflow: its conditions name a broken spec, its newest Workflow a failed evaluation."""
     for condition in live.status.get("conditions") or []:
-        if condition.get("type") == "SpecError" and condition.get("status") == "True":
+        if condition.get("type") in ("SpecError", "SubmissionError") and condition.get("status") == "True":
             return Health(State.FAILED, str(condition.get("message")))
+    if (live.body.get("spec") or {}).get("suspend"):
+        return Health(State.WAITING, "suspended by hand")
+    done = _finished(live)
+    if done and PHASES[done[-1].status["phase"]] == "failed":
+        return Health(State.FAILED, _failure(done[-1]))
+    if summary := cron_result(live).get("summary"):
+        return Health(State.READY, str(summary))
     last = live.status.get("lastScheduledTime")
     return Health(State.READY, f"last started {last}" if last else "not started yet")
 
 
-ENGINE = Engine(lower, {"Workflow": Reading(workflow_health), "CronWorkflow": Reading(cron_health)})
+def cron_result(live: Live) -> JSON:
+    """Result of the newest Workflow that succeeded."""
+    for one in reversed(_finished(live)):
+        if one.status["phase"] == "Succeeded":
+            return next(iter(_results(one.status).values()), {})
+    return {}
+
+
+def _finished(live: Live) -> list[Live]:
+    """The Workflows of a CronWorkflow that have ended, in the order of their ends."""
+    workflows = [Live(one, one.get("status") or {}) for one in live.parts if one.get("kind") == "Workflow"]
+    ended = [one for one in workflows if PHASES.get(str(one.status.get("phase"))) in ("succeeded", "failed")]
+    return sorted(ended, key=lambda one: (str(one.status.get("finishedAt")), one.body["metadata"]["name"]))
+
+
+def _nodes(status: JSON) -> list[Mapping[str, Any]]:
+    """The nodes, which the controller packs when they are many; none when it keeps them in its database."""
+    nodes: Mapping[str, Mapping[str, Any]] = status.get("nodes") or {}
+    if packed := status.get("compressedNodes"):
+        try:
+            nodes = json.loads(gzip.decompress(base64.b64decode(packed)))
+        except (ValueError, OSError, EOFError, zlib.error):
+            nodes = {}
+    return list(nodes.values())
+
+
+def _results(status: JSON) -> dict[str, JSON]:
+    found: dict[str, JSON] = {}
+    for node in _nodes(status):
+        for parameter in (node.get("outputs") or {}).get("parameters") or []:
+            value = observed.result(str(parameter.get("value") or ""))
+            if node.get("phase") == "Succeeded" and parameter.get("name") == "result" and value is not None:
+                found[str(node.get("templateName"))] = value
+    return found
+
+
+def _why_missing(step: str, status: JSON) -> str:
+    if status.get("offloadNodeStatusVersion"):
+        return f"the result of {step} is in Argo's database, which is not read; set nodeStatusOffLoad: false there"
+    return f"{step} succeeded without a result; see its log"
+
+
+def _failure(live: Live) -> str:
+    """The step that failed last, its exit code and what its container said; what the Workflow says when there is none."""
+    pods = [node for node in _nodes(live.status) if node.get("type") == "Pod"]
+    failed = [node for node in pods if node.get("phase") in ("Failed", "Error")]
+    shutdown = (live.body.get("spec") or {}).get("shutdown")
+    if shutdown:
+        return f"stopped by hand (shutdown: {shutdown})"
+    if not failed:
+        return str(live.status.get("message") or "failed")
+    last = max(failed, key=lambda node: (str(node.get("finishedAt")), str(node.get("id"))))
+    step, message = str(last.get("templateName")), str(last.get("message") or "")
+    attempts = sum(node.get("templateName") == step for node in failed)
+    attempt = f" in attempt {attempts}" if attempts > 1 else ""
+    if (found := _POD.fullmatch(message)) is None:
+        return f"{step} failed{attempt}: {message or 'see its log'}"
+    how = "ran out of memory" if found["reason"] == "OOMKilled" else f"failed with exit code {found['code']}"
+    said = observed.last_line(found["text"] or "")
+    return f"{step} {how}{attempt}" + (f": {said}" if said else "")
+
+
+ENGINE = Engine(
+    lower,
+    {
+        "Workflow": Reading(workflow_health, run=workflow_run),
+        "CronWorkflow": Reading(cron_health, result=cron_result),
+    },
+)

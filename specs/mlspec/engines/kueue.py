@@ -1,15 +1,19 @@
 """Kueue: a pool becomes ResourceFlavors, a ClusterQueue, a LocalQueue, a Cohort and WorkloadPriorityClasses.
 
 API v1beta2: https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta2/
+
+Kueue admits nothing that asks for a resource which its queue does not cover, and every pod asks for cpu and memory. So
+what a flavor says nothing about is not limited there, for cpu and memory, and is not there at all, for GPUs and others.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from mlspec.engine import Engine, Reading, Settings
+from mlspec.engine import Engine, Live, Reading, Settings
 from mlspec.engines import pod
-from mlspec.engines.deployment import stored
+from mlspec.engines.account import stored
+from mlspec.health import Health, State
 from mlspec.manifest import Manifest, Origin
 from mlspec.workload import Pool, Workload
 
@@ -19,6 +23,9 @@ PREEMPTION = {
     "lower-priority": {"reclaimWithinCohort": "LowerPriority", "withinClusterQueue": "LowerPriority"},
     "reclaim": {"reclaimWithinCohort": "Any", "withinClusterQueue": "LowerPriority"},
 }
+
+UNLIMITED = {"cpu": "1M", "memory": "1Pi"}
+"""Resources that every pod asks for -> a quota that no pool reaches."""
 
 
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
@@ -49,14 +56,18 @@ def _objects(pool: Pool, settings: Settings, origin: Origin) -> list[dict[str, A
         )
     if spec.get("cohort"):
         objects.append(cluster_wide("Cohort", spec["cohort"], spec={}))
-    covered = sorted({name for flavor in spec["flavors"] for name in flavor["quota"]})
+    covered = sorted({*UNLIMITED, *(name for flavor in spec["flavors"] for name in flavor["quota"])})
+    cohort = bool(spec.get("cohort"))
     queue: dict[str, Any] = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         # StrictFIFO blocks across flavors: https://github.com/kubernetes-sigs/kueue/issues/8309
         "queueingStrategy": "BestEffortFIFO",
         "preemption": PREEMPTION[spec.get("preemption", "reclaim")],
         "resourceGroups": [
-            {"coveredResources": covered, "flavors": [_flavor(flavor, covered) for flavor in spec["flavors"]]}
+            {
+                "coveredResources": covered,
+                "flavors": [_flavor(flavor, covered, cohort) for flavor in spec["flavors"]],
+            }
         ],
     }
     if spec.get("cohort"):
@@ -75,18 +86,45 @@ def _objects(pool: Pool, settings: Settings, origin: Origin) -> list[dict[str, A
     return objects
 
 
-def _flavor(flavor: dict[str, Any], covered: list[str]) -> dict[str, Any]:
+def _flavor(flavor: dict[str, Any], covered: list[str], cohort: bool) -> dict[str, Any]:
     resources = []
     for name in covered:
-        quota = flavor["quota"].get(name, {"nominal": "0"})
-        resource = {"name": name, "nominalQuota": quota["nominal"]}
-        if "borrow" in quota:
-            resource["borrowingLimit"] = quota["borrow"]
-        if "lend" in quota:
-            resource["lendingLimit"] = quota["lend"]
+        quota = flavor["quota"].get(name)
+        if quota is None:
+            resource = {"name": name, "nominalQuota": UNLIMITED.get(name, "0")}
+            if cohort and name in UNLIMITED:
+                resource["lendingLimit"] = "0"  # what has no limit here keeps its limit in the other pools
+        else:
+            resource = {"name": name, "nominalQuota": quota["nominal"]}
+            if "borrow" in quota:
+                resource["borrowingLimit"] = quota["borrow"]
+            if "lend" in quota:
+                resource["lendingLimit"] = quota["lend"]
         resources.append(resource)
     return {"name": flavor["name"], "resources": resources}
 
 
-KINDS = ("ResourceFlavor", "Cohort", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass")
-ENGINE = Engine(lower, dict.fromkeys(KINDS, Reading(stored)))
+def queue_health(live: Live) -> Health:
+    """Health of a ClusterQueue or LocalQueue: active, and how much waits in it."""
+    for condition in live.status.get("conditions") or []:
+        if condition.get("type") != "Active":
+            continue
+        if condition.get("status") != "True":
+            return Health(
+                State.WAITING, f"admits nothing: {condition.get('message') or condition.get('reason')}"
+            )
+        admitted, pending = live.status.get("admittedWorkloads", 0), live.status.get("pendingWorkloads", 0)
+        return Health(State.READY, f"{admitted} admitted, {pending} waiting")
+    return Health(State.WAITING, "Kueue has not seen it yet")
+
+
+ENGINE = Engine(
+    lower,
+    {
+        "ClusterQueue": Reading(queue_health),
+        "LocalQueue": Reading(queue_health),
+        "ResourceFlavor": Reading(stored),
+        "Cohort": Reading(stored),
+        "WorkloadPriorityClass": Reading(stored),
+    },
+)

@@ -30,6 +30,20 @@ class FieldRule(Base):
     """`other`: mlspec leaves the field out; `mlspec`: mlspec takes it, whoever had it."""
 
 
+class GatewayUse(Base):
+    """An existing Gateway."""
+
+    name: Name
+    """Name of the Gateway."""
+    namespace: Name | None = None
+    """Namespace of the Gateway; that of the target when unset."""
+    host: (
+        Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")]
+        | None
+    ) = None
+    """Services answer at `http://SERVICE.HOST/`; without it at the path `/SERVICE/` of every host of the Gateway."""
+
+
 class KubernetesTarget(Base):
     """A namespace of a Kubernetes cluster."""
 
@@ -39,8 +53,13 @@ class KubernetesTarget(Base):
     """Namespace that holds every object of the project."""
     image: str = "mlspec-runtime:latest"
     """Runtime image of the pods, best by digest; it needs `mlspec_runtime` and the requirements of the functions."""
-    service_account: Name = "mlspec-runtime"
-    """Service account of the pods."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When nodes pull the image; by default Kubernetes pulls `:latest` always and other tags once."""
+    service_account: Name | None = None
+    """Service account of the pods, which exists already. When unset, `PROJECT-runtime` is made, with the one right that
+    Argo Workflows needs."""
+    gateway: GatewayUse | None = None
+    """Gateway (Gateway API) that makes services reachable from outside, by an HTTPRoute for each."""
     fields: list[FieldRule] = Field(default_factory=list)
     """Who decides about fields that others also write. Without a rule a conflict is shown, and nothing is overrun."""
 
@@ -79,6 +98,8 @@ class ProjectSpec(Base):
     """Target of commands without `--target`; by default the first one."""
     prune: Prune = Prune()
     """When deletions need consent."""
+    suspend: bool = False
+    """Write nothing to any target until this is taken away; plans are still made."""
 
 
 def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
