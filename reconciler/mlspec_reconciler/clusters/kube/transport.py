@@ -218,7 +218,8 @@ class Transport:
                     page.pop("resourceVersion", None)
                     page.pop("resourceVersionMatch", None)
             except errors.Gone:
-                continue
+                if "continue" not in page:
+                    break
         raise Unavailable(f"{self.server} cannot list {path}: its pages expire while they are read")
 
     def list(self, path: str, *, query: Mapping[str, str] | None = None) -> tuple[Objects, str]:

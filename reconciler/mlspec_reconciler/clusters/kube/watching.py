@@ -188,7 +188,7 @@ class Watching:
             self._reflectors.clear()
         for reflector in reflectors:
             reflector.stop()
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 1.0
         for reflector in reflectors:
             reflector.join(max(0.0, until - time.monotonic()))
 
