@@ -132,7 +132,7 @@ def test_an_example_is_admitted(plane: ControlPlane, example: str, target: str) 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("replicaz",), 2, "unknown field"),
+        (("replicaz",), 2, "field not declared in schema"),
         (("template", "spec", "containers", 0, "securityContext"), {}, "violates PodSecurity"),
         (("strategy", "rollingUpdate", "maxSurge"), 0, "may not be 0 when"),
     ],
