@@ -19,6 +19,13 @@ HIDDEN = "(secret)"
 _SHORTEST_SECRET = 4
 """Shorter values (`a`, `1`) would blacken ordinary words; they are hidden only as whole quoted words."""
 _LONGEST = 600
+_UNTYPED = re.compile(
+    r"failed to (?:create typed patch object|convert new object) \(.*?\)(?: to proper version)?: "
+    r"(?:unable to convert unstructured object to [^:]*: )?(?:(?P<field>\.[^:]+): )?(?P<message>.*)",
+    re.DOTALL,
+)
+"""What server-side apply answers, with status 500, to a body that breaks the schema (structured-merge-diff)."""
+_GOT = re.compile(r", got &.*", re.DOTALL)
 _STRUCTURE = re.compile(r"(value: )(?:[\w.*\[\]]+ ?(?:\{\})?)?[{\[].*[}\]](?=: |$)", re.DOTALL)
 
 
@@ -90,11 +97,16 @@ def of_status(
     status: int, document: Mapping[str, Any], secrets: Iterable[str] = (), retry_after: float | None = None
 ) -> ApiError:
     """The error of a Status document (`kind: Status`, apimachinery/pkg/apis/meta/v1/types.go)."""
+    if untyped := _untyped(status, document):
+        message = clean(_GOT.sub("", untyped["message"]), secrets)
+        field = (untyped["field"] or "").removeprefix(".")
+        cause = (Cause(field, "FieldValueTypeInvalid", message),) if field else ()
+        return Invalid(status, "Invalid", f"{field}: {message}" if field else message, cause)
     reason = str(document.get("reason") or "")
     details = document.get("details") or {}
     causes = tuple(
         Cause(
-            str(cause.get("field") or ""),
+            redact(str(cause.get("field") or ""), secrets),
             str(cause.get("reason") or ""),
             clean(cause.get("message") or "", secrets),
         )
@@ -102,6 +114,15 @@ def of_status(
     )
     message = clean(document.get("message") or reason or f"status {status}", secrets)
     return _class(status, reason, details)(status, reason, message, causes, retry_after)
+
+
+def refuses(status: int, document: Any) -> bool:
+    """Whether an answer with a status of trouble (5xx) is a refusal all the same: asking again cannot help."""
+    return isinstance(document, dict) and _untyped(status, document) is not None
+
+
+def _untyped(status: int, document: Mapping[str, Any]) -> re.Match[str] | None:
+    return _UNTYPED.match(str(document.get("message") or "")) if status == 500 else None
 
 
 def _class(status: int, reason: str, details: Mapping[str, Any]) -> type[ApiError]:

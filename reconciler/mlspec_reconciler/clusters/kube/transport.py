@@ -164,7 +164,7 @@ class Transport:
             except _Trouble as trouble:
                 problem = trouble
             else:
-                if response.status not in _BUSY:
+                if response.status not in _BUSY or errors.refuses(response.status, _decoded_json(content)):
                     if response.status == 200 and accept == TEXT_TYPE:
                         return Answer(200, content.decode(errors="replace"), response.headers)
                     return self._answer(response, content, url, secrets)
@@ -432,13 +432,17 @@ def _trouble(error: Exception) -> _Trouble:
 
 def _reason(content: bytes, secrets: Iterable[str]) -> str:
     """`: MESSAGE` of a Status, empty when the body is something else."""
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return ""
+    document = _decoded_json(content)
     if not isinstance(document, dict) or document.get("kind") != "Status" or not document.get("message"):
         return ""
     return f": {errors.clean(str(document['message']), secrets)}"
+
+
+def _decoded_json(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _maybe_done(method: str) -> str:
