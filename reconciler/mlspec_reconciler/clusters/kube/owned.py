@@ -575,7 +575,8 @@ def _element(key: Any, names: tuple[str, ...] | None) -> str:
     if names is None or key is ABSENT:
         return "v:" + json.dumps(key, default=str)
     values = (key,) if len(names) == 1 else key
-    return "k:" + json.dumps(dict(zip(names, values, strict=True)), separators=(",", ":"), default=str)
+    known = {name: value for name, value in zip(names, values, strict=True) if value is not ABSENT}
+    return "k:" + json.dumps(known, separators=(",", ":"))
 
 
 def _plain(key: Any) -> Any:
