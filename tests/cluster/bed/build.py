@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -44,8 +44,10 @@ class Module:
     upstream: str
     stamps: Mapping[str, str]
     """`-X` link flags: without them kube-apiserver reports v0.0.0-master and clients refuse its version."""
-    missing_links: Mapping[str, str]
+    missing_links: Mapping[str, str] = field(default_factory=dict)
     """Symlinks of the repository, which module zips drop: link -> target, both inside `upstream`."""
+    edits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Text to replace in files of `upstream`: what no flag of the program can change."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,26 @@ MODULES = {
                     ("gitMinor", KUBERNETES.split(".")[1]),
                 )
             },
-            {},
         ),
-        Module("kwok", "sigs.k8s.io/kwok", {}, {}),
+        Module("kwok", "sigs.k8s.io/kwok", {}),
         Module(
             "argo",
             "github.com/argoproj/argo-workflows/v3",
             {"github.com/argoproj/argo-workflows/v3.version": "v3.7.3"},
-            {
+            missing_links={
                 "workflow/executor/osspecific/signal_linux.go": (
                     "workflow/executor/osspecific/signal_darwin.go"
                 )
             },
         ),
-        Module("kueue", "sigs.k8s.io/kueue", {}, {}),
-        Module("coredns", "github.com/coredns/coredns", {}, {}),
+        Module(
+            "kueue",
+            "sigs.k8s.io/kueue",
+            {"sigs.k8s.io/kueue/pkg/version.GitVersion": "v0.19.2"},
+            # It ends without certificates at this path, which takes root to write: relative to its working folder then.
+            edits={"cmd/kueue/main.go": ('"/etc/kueue/metrics/certs"', '"metrics-certs"')},
+        ),
+        Module("coredns", "github.com/coredns/coredns", {}),
     )
 }
 
@@ -184,13 +191,17 @@ def _from_assets(name: str) -> Path | None:
 
 
 def _cached(name: str) -> Path:
-    module = MODULES[BINARIES[name].module]
+    return cache_root() / _folder(MODULES[BINARIES[name].module]) / "bin" / name
+
+
+def _folder(module: Module) -> str:
+    """The name in the cache: the pin, and a hash of all that decides what is built."""
     digest = hashlib.sha256()
     for file in ("go.mod", "go.sum"):
         digest.update((GO_MODULES / module.folder / file).read_bytes())
-    digest.update(" ".join(_flags(module)).encode())
-    folder = f"{module.folder}-{_version(module)}-{digest.hexdigest()[:10]}"
-    return cache_root() / folder / "bin" / name
+    repairs = [*module.missing_links.items(), *module.edits.items()]
+    digest.update(" ".join([*_flags(module), *map(str, repairs)]).encode())
+    return f"{module.folder}-{_version(module)}-{digest.hexdigest()[:10]}"
 
 
 def _version(module: Module) -> str:
@@ -234,15 +245,15 @@ def _build(go: str, name: str, target: Path) -> None:
 
 
 def _repaired(module: Module, scratch: Path) -> list[str]:
-    """Flags that build `module` from a copy with its symlinks; none when it misses none.
+    """Flags that build `module` from a repaired copy; none when it needs no repair.
 
     Module zips hold no symlinks, and `go build -overlay` refuses files under the module cache. So the upstream module is
-    copied and a go.mod of the scratch folder points at the copy. The copy stands at one path per version: Go's build cache
-    then serves the second binary.
+    copied and a go.mod of the scratch folder points at the copy. The copy stands at one path: Go's build cache then serves
+    the second binary.
     """
-    if not module.missing_links:
+    if not module.missing_links and not module.edits:
         return []
-    source = cache_root() / "src" / f"{module.folder}-{_version(module)}"
+    source = cache_root() / "src" / _folder(module)
     if not source.exists():
         original = module_folder(module.upstream, _version(module))
         half = scratch / "src"
@@ -253,6 +264,11 @@ def _repaired(module: Module, scratch: Path) -> list[str]:
             folder.chmod(0o755)
         for link, points_at in module.missing_links.items():
             shutil.copyfile(half / points_at, half / link)
+        for file, (old, new) in module.edits.items():
+            text = (half / file).read_text()
+            if old not in text:
+                raise BuildFailed(f"{module.upstream}: {file} does not contain {old}")
+            (half / file).write_text(text.replace(old, new))
         source.parent.mkdir(exist_ok=True)
         half.rename(source)
     ours = GO_MODULES / module.folder
@@ -285,10 +301,10 @@ def _go() -> str:
 
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """One builder per binary; the others wait and then find it."""
+    """One builder per module; the others wait and then find what they want, or the Go cache warm."""
     locks = cache_root() / "locks"
     locks.mkdir(exist_ok=True)
-    with (locks / target.name).open("w") as file:
+    with (locks / target.parents[1].name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

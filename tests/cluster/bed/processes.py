@@ -38,12 +38,16 @@ class Server:
         command: Sequence[str | Path],
         logs: Path,
         environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
     ) -> None:
+        """`logs` gets `name`.log; `environment` is added to ours; `folder` is the working folder."""
         self.name = name
         self.command = [str(part) for part in command]
         self.log = logs / f"{name}.log"
         # Go's garbage collector took 40 % of the API server's CPU while it loaded large CRDs; memory is cheaper here.
         self._environment = {**os.environ, "GOGC": "400", "GOMEMLIMIT": "1500MiB", **(environment or {})}
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -56,6 +60,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
+                cwd=self._folder,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -95,6 +100,10 @@ class Server:
             if time.monotonic() > deadline:
                 raise StartFailed(f"{self.name} was not ready after {timeout:.0f} s:\n{self.tail()}")
             time.sleep(0.02)
+
+    def logged(self, text: str) -> bool:
+        """Whether `text` stands in the log."""
+        return self.log.exists() and text in self.log.read_text(errors="replace")
 
     def tail(self, lines: int = 20) -> str:
         """The end of the log."""
