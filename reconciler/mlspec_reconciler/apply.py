@@ -1,15 +1,20 @@
-"""Apply: perform the writes of a plan, in the order of the DAG, and report every failure.
+"""Apply: perform the writes of a plan, along the edges of the DAG, and report every failure.
 
-The inventory is written first: what is about to exist is known before it exists.
+The inventory is written first: what is about to exist is known before it exists, and after it was made also its
+identity. A failure keeps back only what depends on it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
+from mlspec.kind_table import KINDS
+from mlspec.manifest import Key
 from mlspec.project import Project
 from mlspec_reconciler import inventory as inventories
-from mlspec_reconciler.cluster import Cluster, Conflict, Unavailable
+from mlspec_reconciler.cluster import Cluster, Conflict, Immutable, Refused, Unavailable
 from mlspec_reconciler.inventory import DIGEST, Inventory
 from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write
 
@@ -21,17 +26,21 @@ class Outcome:
     change: Change
     write: Write
     error: str = ""
+    uid: str = ""
+    """Identity of the object that was written, when it was seen."""
 
 
-def perform(plan: Plan, project: Project, cluster: Cluster) -> list[Outcome]:
-    """Write everything that the plan says; failures of one object do not stop the others."""
+def perform(plan: Plan, project: Project, cluster: Cluster, *, replacing: bool = False) -> list[Outcome]:
+    """Write everything that the plan says; a failure stops only what depends on it. `replacing`: consent to delete and
+    make again what cannot be changed in place.
+
+    Raises `Conflict`, with nothing written, when another apply is at work.
+    """
     inventory = _intend(plan, project)
     if inventory != plan.inventory:
         inventories.write(cluster, inventory)
-    outcomes = [
-        Outcome(change, write, _write(write, cluster)) for change in plan.changes for write in change.writes
-    ]
-    cleaned = _forget(plan, inventory, cluster)
+    outcomes = _along_the_edges(plan, project, cluster, replacing)
+    cleaned = _forget(plan, _identified(inventory, outcomes), cluster)
     if cleaned != inventory:
         inventories.write(cluster, cleaned)
     return outcomes
@@ -44,42 +53,126 @@ def _intend(plan: Plan, project: Project) -> Inventory:
         resource = resources.get(change.resource)
         if resource is None or change.action in (Action.FOLLOW, Action.CONTINUE):
             continue
-        keys = [write.key for write in change.writes if write.verb is not Verb.DELETE]
-        parts: dict[str, str] = {}
-        if (
-            change.run
-            and (write := next((one for one in change.writes if one.manifest), None))
-            and write.manifest
-        ):
-            parts = dict(write.manifest.body["spec"].get("parts", {}))
-        entries[resource.id] = Inventory(entries).having(resource, keys, change.run, parts)
+        written = [write for write in change.writes if write.verb is not Verb.DELETE]
+        kept = [write.key for write in written if write.manifest and write.manifest.create_only]
+        parts: Mapping[str, str] = next(
+            (write.manifest.parts for write in written if write.manifest and change.run), {}
+        )
+        entries[resource.id] = Inventory(entries).having(
+            resource, [write.key for write in written], kept, change.run, parts
+        )
     return Inventory(entries)
 
 
-def _write(write: Write, cluster: Cluster) -> str:
+def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: bool) -> list[Outcome]:
+    """Each change starts when all that it refers to is written; deletions follow one another, users first."""
+    before = _edges(project)
+    futures: dict[str, list[Future[list[Outcome]]]] = {}
+    results: list[Future[list[Outcome]]] = []
+    with ThreadPoolExecutor(cluster.concurrency, "apply") as pool:
+        for change in plan.changes:
+            if not change.writes:
+                continue
+            # Everything that is waited for was submitted earlier, so the pool cannot run dry of workers.
+            names = [change.resource, *before.get(change.resource, ())]
+            if change.action is Action.DELETE:
+                names = list(futures)
+            awaited = [one for name in names for one in futures.get(name, ())]
+            blocking = change.action is not Action.DELETE
+            future = pool.submit(_change, change, cluster, replacing, awaited, blocking)
+            futures.setdefault(change.resource, []).append(future)
+            results.append(future)
+    return [outcome for one in results for outcome in one.result()]
+
+
+def _edges(project: Project) -> Mapping[str, list[str]]:
+    return {
+        resource.id: [
+            f"{kind}/{reference.name}"
+            for reference in KINDS[resource.kind].references(resource.spec)
+            for kind in reference.kinds
+        ]
+        for resource in project.order
+    }
+
+
+def _change(
+    change: Change,
+    cluster: Cluster,
+    replacing: bool,
+    awaited: Iterable[Future[list[Outcome]]],
+    blocking: bool,
+) -> list[Outcome]:
+    failed = [one for future in awaited for one in future.result() if one.error]
+    if failed and blocking:
+        words = f"kept back, because {failed[0].write.key} of {failed[0].change.resource} failed"
+        return [Outcome(change, write, words) for write in change.writes]
+    outcomes: list[Outcome] = []
+    for write in change.writes:
+        error = next((one.error for one in outcomes if one.error), "")
+        if error and write.verb is not Verb.DELETE:
+            outcomes.append(Outcome(change, write, "kept back, because what it needs failed"))
+            continue
+        outcomes.append(_outcome(change, write, cluster, replacing))
+    return outcomes
+
+
+def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) -> Outcome:
     try:
-        match write.verb, write.manifest:
-            case Verb.DELETE, _:
-                cluster.delete(write.key, write.uid)
-            case Verb.RESTART, manifest if manifest is not None:
-                cluster.delete(write.key, write.uid)
-                cluster.create(manifest.body, _annotations(write))
-            case Verb.CREATE, manifest if manifest is not None:
-                cluster.create(manifest.body, _annotations(write))
-            case Verb.APPLY, manifest if manifest is not None:
-                cluster.apply(manifest.body, _annotations(write), write.version)
+        return Outcome(change, write, uid=_write(write, cluster))
+    except Immutable as error:
+        if not replacing:
+            words = f"{write.key}: {error.field} cannot be changed in place; replace it with: mlspec apply --allow-replace"
+            return Outcome(change, write, words)
+        return Outcome(change, write, _replace(write, cluster))
     except Conflict as error:
         # Somebody else wrote in between: the next round of the loop looks again and decides anew.
         live = cluster.get(write.key)
         if live is not None and not inventories.is_ours(live):
-            return f"{write.key} exists already, and mlspec did not make it; rename yours or delete it"
-        return "" if write.verb is Verb.CREATE else f"{write.key} changed meanwhile: {error}"
+            words = f"{write.key} exists already, and mlspec did not make it; rename yours, delete it, or take it over with --adopt {write.key.kind}/{write.key.name}"
+            return Outcome(change, write, words)
+        return Outcome(
+            change, write, "" if write.verb is Verb.CREATE else f"{write.key} changed meanwhile: {error}"
+        )
+    except Refused as error:
+        return Outcome(change, write, f"{write.key}: {error}")
     except Unavailable as error:
-        return f"{write.key}: the cluster does not answer: {error}"
+        return Outcome(change, write, f"{write.key}: the cluster does not answer: {error}")
+
+
+def _write(write: Write, cluster: Cluster) -> str:
+    """Perform one write; returns the uid of what is there now."""
+    match write.verb, write.manifest:
+        case Verb.DELETE, _:
+            cluster.delete(write.key, write.uid)
+            return ""
+        case Verb.RESTART, manifest if manifest is not None:
+            cluster.delete(write.key, write.uid)
+            return cluster.create(manifest.body, marks(write)).uid
+        case Verb.CREATE, manifest if manifest is not None:
+            return cluster.create(manifest.body, marks(write)).uid
+        case Verb.ADOPT, manifest if manifest is not None:
+            return cluster.apply(manifest.body, marks(write)).uid
+        case Verb.APPLY | Verb.REPLACE, manifest if manifest is not None:
+            return cluster.apply(manifest.body, marks(write), write.version).uid
+        case _:
+            raise AssertionError(f"{write.verb} without a manifest")
+
+
+def _replace(write: Write, cluster: Cluster) -> str:
+    """Delete what is in the way; the next round creates it anew. First it is shown that it can be created at all."""
+    assert write.manifest is not None
+    body = dict(write.manifest.body)
+    body["metadata"] = {**body["metadata"], "name": f"{write.key.name[:50]}-replaced"}
+    [answer] = cluster.preview([(body, marks(write), None)])
+    if answer.refusal:
+        return f"{write.key} is not replaced, because the new one would be refused: {answer.refusal}"
+    cluster.delete(write.key, write.uid)
     return ""
 
 
-def _annotations(write: Write) -> dict[str, str]:
+def marks(write: Write) -> dict[str, str]:
+    """What mlspec notes at an object: where in git it came from, and what was applied."""
     assert write.manifest is not None
     origin = write.manifest.origin
     return {
@@ -89,13 +182,36 @@ def _annotations(write: Write) -> dict[str, str]:
     }
 
 
+def _identified(inventory: Inventory, outcomes: Iterable[Outcome]) -> Inventory:
+    """With the identities of what was made just now."""
+    seen: dict[str, dict[Key, str]] = {}
+    for one in outcomes:
+        if one.uid:
+            seen.setdefault(one.change.resource, {})[one.write.key] = one.uid
+    entries = dict(inventory.entries)
+    for resource, uids in seen.items():
+        if (entry := entries.get(resource)) is not None:
+            entries[resource] = replace(entry, uids={**entry.uids, **uids})
+    return Inventory(entries)
+
+
 def _forget(plan: Plan, inventory: Inventory, cluster: Cluster) -> Inventory:
-    """Entries of removed resources go when the cluster says that their objects are gone, not before."""
-    for change in plan.of(Action.DELETE):
-        entry = inventory.entries[change.resource]
-        found = {key: cluster.get(key) for key in entry.objects}
-        gone = [key for key, live in found.items() if live is None or not inventories.is_ours(live)]
-        inventory = inventory.without(change.resource, gone)
-        if not inventory.entries[change.resource].objects:
+    """Entries of removed resources go when the cluster says that their objects are gone, not before; so do single objects
+    that a resource does not want any more."""
+    for change in plan.changes:
+        entry = inventory.entries.get(change.resource)
+        if entry is None:
+            continue
+        if change.action is Action.DELETE:
+            asked: Iterable[Key] = entry.objects
+        else:
+            asked = [write.key for write in change.writes if write.verb is Verb.DELETE]
+        inventory = inventory.without(change.resource, [key for key in asked if _gone(key, entry, cluster)])
+        if change.action is Action.DELETE and not inventory.entries[change.resource].objects:
             inventory = inventory.forgetting(change.resource)
     return inventory
+
+
+def _gone(key: Key, entry: inventories.Entry, cluster: Cluster) -> bool:
+    live = cluster.get(key)
+    return live is None or not inventories.mine(live, entry)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mlspec.manifest import Key
+from mlspec.engine import Live
+from mlspec.manifest import Key, digest
 from mlspec.workload import RunFact
 
 
@@ -27,6 +28,46 @@ class Object:
     """mlspec's own: origin, revision, digest."""
     deleting: bool = False
     """Its deletion was asked for and goes on; until it is gone, `create` and `apply` answer `Conflict`."""
+    parts: tuple[Mapping[str, Any], ...] = ()
+    """What controllers made for it: pods, queue entries, runs of a schedule."""
+
+    @property
+    def live(self) -> Live:
+        """As its engine reads it."""
+        return Live(self.body, self.status, self.parts)
+
+    @property
+    def content(self) -> str:
+        """Digest of all that an apply could overrun: it changes with what people edit, not with what the object does."""
+        body = {name: value for name, value in self.body.items() if name not in ("metadata", "status")}
+        metadata = self.body.get("metadata", {})
+        edited = {name: metadata.get(name) for name in ("labels", "annotations", "finalizers")}
+        return digest([self.uid, body, edited, dict(self.annotations)])
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field that an apply would set, change or remove; None where the field is absent."""
+
+    path: tuple[str | int, ...]
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the cluster says to a write before it is made."""
+
+    changes: bool = True
+    """False when the write would change nothing."""
+    differences: tuple[Difference, ...] = ()
+    """As far as they are known."""
+    refusal: str = ""
+    """Why the cluster would not accept it, in one sentence with the way out; empty when it would."""
+    forced_by: str = ""
+    """The immutable field for which the object must be replaced."""
+    foreign: str = ""
+    """Who made the object that is there already, when it was not mlspec."""
 
 
 def key_of(body: Mapping[str, Any]) -> Key:
@@ -37,6 +78,19 @@ def key_of(body: Mapping[str, Any]) -> Key:
 
 class Conflict(Exception):
     """The object changed since it was read, or exists already. Nothing was done."""
+
+
+class Refused(Exception):
+    """The cluster does not accept the object: it is invalid, not permitted, or a field belongs to somebody else. Trying
+    again will not help; the sentence says what will."""
+
+
+class Immutable(Refused):
+    """The object exists, and a field that would change cannot be changed in place."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Unavailable(Exception):
@@ -50,6 +104,10 @@ class Cluster(Protocol):
     def identity(self) -> str:
         """Names this cluster among all; saved plans and inventories are bound to it."""
 
+    @property
+    def concurrency(self) -> int:
+        """How many writes at a time do it good."""
+
     def get(self, key: Key) -> Object | None:
         """One object, or None when it is certain that there is none."""
 
@@ -62,7 +120,19 @@ class Cluster(Protocol):
     def apply(
         self, body: Mapping[str, Any], annotations: Mapping[str, str], version: str | None = None
     ) -> Object:
-        """Create or replace the body; with `version`, `Conflict` unless the live object has it."""
+        """Create or replace the body; with `version`, `Conflict` unless the live object is as it was then.
+
+        On Kubernetes other managers' fields stay, and a field that belongs to one of them is `Refused`.
+        """
+
+    def holds(self, body: Mapping[str, Any], live: Object) -> bool | None:
+        """Whether an apply of `body` would change nothing, as far as it can be told without asking; None: cannot be told."""
+
+    def preview(
+        self, writes: Sequence[tuple[Mapping[str, Any], Mapping[str, str], Object | None]]
+    ) -> Sequence[Preview]:
+        """Ask what would come of applying these bodies with these annotations over these live objects (None: creating).
+        Changes nothing."""
 
     def delete(self, key: Key, uid: str) -> None:
         """Ask for deletion of exactly this object (by uid); nothing when it is gone already."""
@@ -79,8 +149,23 @@ class Cluster(Protocol):
     def runs(self) -> Mapping[str, RunFact]:
         """Every run that was ever made here, by name, also when its object is gone."""
 
+    def remember(self, name: str, fact: RunFact) -> None:
+        """Keep how a run ended; durable when this returns."""
+
+    def lacks(self, kinds: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """Which of these (apiVersion, kind) the cluster does not know, with what to do about it."""
+
+    def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
+        """What we are not permitted to do with objects of these (apiVersion, kind), a sentence each."""
+
     def note(self, name: str) -> Mapping[str, Any] | None:
         """A small document that the reconciler keeps beside the objects (inventory, applied revision)."""
 
     def set_note(self, name: str, document: Mapping[str, Any]) -> None:
-        """Replace a document; durable when this returns."""
+        """Replace a document; durable when this returns. `Conflict` when somebody else replaced it since it was read."""
+
+    def forget(self) -> None:
+        """Nothing of what is kept beside the objects is needed any more: the project is gone from here."""
+
+    def printed(self, live: Object, lines: int) -> Mapping[str, str]:
+        """The last lines that the processes of an object have printed, by process."""

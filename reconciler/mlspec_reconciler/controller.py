@@ -14,7 +14,7 @@ from pathlib import Path
 from mlspec_reconciler import apply, clock, workspace
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.plan import Action
-from mlspec_reconciler.reconcile import Round, Wanted, exclusive, look
+from mlspec_reconciler.reconcile import NONE, Round, Wanted, exclusive, look
 
 PAUSE = 0.2
 IDLE = 5.0
@@ -32,15 +32,15 @@ def main() -> int:
 
 def run(place: workspace.Workspace) -> int:
     """One round after each change of the cluster, and one every few seconds."""
-    cluster = place.cluster()
+    cluster = place.local
     known: object = None
     wanted: Wanted | None = None
     while True:
-        document = workspace.applied(place)
+        document = workspace.applied_here(place)
         if document is None:
             return 0
         if document != known:  # the revision, or only the content of the files that it names
-            known, wanted = document, workspace.open_applied(place)
+            known, wanted = document, workspace.open_applied(place, document)
         changes = cluster.watch(
             timeout=IDLE
         )  # counts from here: what changes during the round wakes us at once
@@ -54,15 +54,15 @@ def run(place: workspace.Workspace) -> int:
 
 
 def _round(wanted: Wanted, place: workspace.Workspace) -> None:
-    cluster = place.cluster()
+    cluster = place.local
     with exclusive(place.lock):
-        if (document := workspace.applied(place)) is None:
+        if (document := workspace.applied_here(place)) is None:
             return
         clock.tick(wanted.project, cluster, time.time())
-        seen: Round = look(wanted, cluster, retry=False)
+        seen: Round = look(wanted, cluster, NONE)
         if not any(change.writes for change in seen.plan.changes) and not seen.plan.of(Action.DELETE):
             return
-        if document != workspace.applied(place):
+        if document != workspace.applied_here(place):
             return
         for outcome in apply.perform(seen.plan, wanted.project, cluster):
             what = f"{outcome.write.verb} {outcome.write.key}"

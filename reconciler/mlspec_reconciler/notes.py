@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from mlspec.compile import Compiled
+from mlspec.compile import Compiled, readings
 from mlspec.kinds.monitoring_policy import MonitoringPolicySpec
 from mlspec.kinds.serving_graph import ServingGraphSpec
 from mlspec.kinds.training_job import METRICS, Gate, TrainingJobSpec
@@ -22,15 +22,11 @@ ROWS_GUESS, FEATURES_GUESS = 1000, 10
 
 def titles(compiled: Compiled) -> dict[str, str]:
     """Run name -> what a person calls it."""
-    return {
-        manifest.key.name: str(manifest.body["spec"].get("title", manifest.key.name))
-        for manifest in compiled.manifests
-        if manifest.create_only
-    }
+    return {manifest.key.name: manifest.title for manifest in compiled.manifests if manifest.title}
 
 
-def notes(project: Project, seen: Round) -> dict[str, str]:
-    """Resource id -> a sentence for its line in the plan."""
+def notes(project: Project, seen: Round, choice: str) -> dict[str, str]:
+    """Resource id -> a sentence for its line in the plan; `choice` is the sort of the target."""
     found: dict[str, str] = {}
     changed = {change.resource: change.action for change in seen.plan.of(Action.FOLLOW, Action.CREATE)}
     for resource in project.order:
@@ -48,10 +44,10 @@ def notes(project: Project, seen: Round) -> dict[str, str]:
                 gates = _gates(project, resource)
                 found[resource.id] = f"gates: {gates}" if gates else ""
             case Action.FOLLOW, "MonitoringPolicy":
-                words = ("compares with the new model's data", _alerts(resource, seen))
+                words = ("compares with the new model's data", _alerts(resource, seen, choice))
                 found[resource.id] = "; ".join(filter(None, words))
             case Action.CREATE, "MonitoringPolicy":
-                found[resource.id] = _alerts(resource, seen)
+                found[resource.id] = _alerts(resource, seen, choice)
     found |= _costs(seen)
     return {name: words for name, words in found.items() if words}
 
@@ -98,15 +94,17 @@ def _gate(gate: Gate) -> str:
     return f"{gate.metric} {' and '.join(tests)}"
 
 
-def _alerts(policy: Resource, seen: Round) -> str:
+def _alerts(policy: Resource, seen: Round, choice: str) -> str:
     spec = cast(MonitoringPolicySpec, policy.spec)
     if not any(alert.drift for alert in spec.alerts.values()):
         return ""
     live: Mapping[str, object] = next(
         (
-            one.status.get("lastResult") or {}
+            read.result(one.live)
             for one in seen.objects
             if one.key.name == f"{policy.name}-monitor"
+            and (read := readings(choice).get(one.key.kind)) is not None
+            and read.result is not None
         ),
         {},
     )

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from mlspec.compile import readings
 from mlspec.diagnostics import Diagnostic
+from mlspec.engine import Reading
 from mlspec.kinds.dataset import DatasetSpec
+from mlspec.kinds.project import Target
 from mlspec.project import Project
 from mlspec.resource import Resource
-from mlspec.workload import Facts, Files, Trigger
+from mlspec.workload import Facts, Files, RunFact, Trigger
 from mlspec_reconciler import bundle
 from mlspec_reconciler.cluster import Cluster, Object
 
@@ -19,18 +22,48 @@ TRIGGERS = "triggers"
 
 
 def facts(
-    cluster: Cluster, objects: Iterable[Object], code: Mapping[str, bundle.Bundle], files: Mapping[str, Files]
+    cluster: Cluster,
+    objects: Iterable[Object],
+    target: Target,
+    code: Mapping[str, bundle.Bundle],
+    files: Mapping[str, Files],
 ) -> Facts:
-    """The facts of this moment. Requests of monitoring policies are made durable here, so that they outlive the policy."""
+    """The facts of this moment. Requests of monitoring policies and the ends of runs are made durable here, so that they
+    outlive the objects that say so."""
     live = list(objects)
-    records = {one.key.name: one.body["spec"]["data"] for one in live if one.key.kind == "Record"}
+    understood = readings(target.choice)
+    records: dict[str, Any] = {}
+    results: list[Mapping[str, Any]] = []
+    for one in live:
+        read = understood.get(one.key.kind)
+        if read is not None and read.record is not None and (data := read.record(one.live)):
+            records[one.key.name] = data
+        if read is not None and read.result is not None:
+            results.append(read.result(one.live))
     return Facts(
         code={key: one.digest for key, one in code.items()},
+        bundles={one.digest: one.files for one in code.values()},
         files=files,
-        runs=cluster.runs(),
+        runs=_runs(cluster, live, understood),
         records=records,
-        triggers=_triggers(cluster, live),
+        triggers=_triggers(cluster, results),
     )
+
+
+def _runs(cluster: Cluster, live: Iterable[Object], understood: Mapping[str, Reading]) -> dict[str, RunFact]:
+    """What is known about runs: what the live object says goes before what is remembered."""
+    known = dict(cluster.runs())
+    for one in live:
+        read = understood.get(one.key.kind)
+        if read is None or read.run is None or one.deleting:
+            continue
+        fact, before = read.run(one.live), known.get(one.key.name)
+        if before is not None and before.phase == "succeeded":
+            continue  # a success is never taken back: its object may be half gone by now
+        known[one.key.name] = fact
+        if fact.phase in ("succeeded", "failed") and fact != before:
+            cluster.remember(one.key.name, fact)
+    return known
 
 
 def remember(cluster: Cluster, requests: Iterable[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
@@ -44,8 +77,7 @@ def remember(cluster: Cluster, requests: Iterable[Mapping[str, Any]]) -> Mapping
     return known
 
 
-def _triggers(cluster: Cluster, live: Iterable[Object]) -> tuple[Trigger, ...]:
-    results = [one.status.get("lastResult") or {} for one in live]
+def _triggers(cluster: Cluster, results: Iterable[Mapping[str, Any]]) -> tuple[Trigger, ...]:
     known = remember(cluster, (request for result in results for request in result.get("triggers", [])))
     found = [
         Trigger(

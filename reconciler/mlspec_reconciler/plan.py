@@ -5,7 +5,7 @@ Pure: from the compiled project, the live objects and the inventory. `apply` per
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import StrEnum
@@ -18,8 +18,8 @@ from mlspec.manifest import Key, Manifest, digest
 from mlspec.project import Project
 from mlspec.resource import Path, Resource
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Object
-from mlspec_reconciler.inventory import DIGEST, Entry, Inventory, is_ours
+from mlspec_reconciler.cluster import Difference, Object
+from mlspec_reconciler.inventory import DIGEST, Entry, Inventory, is_ours, mine
 
 ORIGIN = "mlspec.dev/origin"
 
@@ -47,6 +47,7 @@ class Reason(StrEnum):
     SPEC = "spec-changed"
     OUTPUT = "input-changed"
     MISSING = "object-missing"
+    DRIFT = "changed-outside"
     FIRST = "first-run"
     INPUT = "run-input-changed"
     TRIGGER = "asked-for"
@@ -62,6 +63,8 @@ class Verb(StrEnum):
 
     CREATE = "create"
     APPLY = "apply"
+    ADOPT = "adopt"
+    REPLACE = "replace"
     RESTART = "restart"
     DELETE = "delete"
 
@@ -75,6 +78,14 @@ class Write:
     manifest: Manifest | None = None
     uid: str = ""
     version: str = ""
+    certain: bool = True
+    """False when it may turn out that nothing has to be written: the cluster must be asked."""
+    differences: tuple[Difference, ...] = ()
+    """What it changes in the live object, as far as the cluster was asked."""
+    refusal: str = ""
+    """Why the cluster does not accept it, in one sentence with the way out."""
+    forced_by: str = ""
+    """The immutable field for which the object is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,10 @@ class Plan:
         return [change for change in self.changes if change.action in actions]
 
 
+Holds = Callable[[Mapping[str, Any], Object], bool | None]
+"""`Cluster.holds`: whether the live object has all that the body says; None when that cannot be told here."""
+
+
 @dataclass(slots=True)
 class _Work:
     """The world that is planned for, and what is gathered while planning."""
@@ -131,6 +146,8 @@ class _Work:
     runs: Mapping[str, RunFact]
     inventory: Inventory
     retry: bool
+    holds: Holds
+    adopt: frozenset[str]
     changes: list[Change] = field(default_factory=list)
     moving: dict[str, str] = field(default_factory=dict)
     """Resources whose output may change, with what makes them move."""
@@ -146,19 +163,22 @@ def make(
     *,
     retry: bool = True,
     cluster: str = "",
+    holds: Holds = lambda body, live: True,
+    adopt: frozenset[str] = frozenset(),
 ) -> Plan:
-    """Compare. `retry` plans failed runs again (a person asked), otherwise they are left as they are (the controller)."""
+    """Compare. `retry` plans failed runs again (a person asked), otherwise they are left as they are (the controller).
+    `adopt` names objects of others (`Kind/name`) that shall be taken over."""
     objects = {one.key: one for one in live}
     desired: dict[str, list[Manifest]] = {}
     for manifest in compiled.manifests:
         desired.setdefault(manifest.origin.resource, []).append(manifest)
-    work = _Work(compiled, objects, runs, inventory, retry)
+    work = _Work(compiled, objects, runs, inventory, retry, holds, adopt)
     for resource in project.order:
         _resource(resource, desired.get(resource.id, []), work)
     declared = {resource.id for resource in project.order}
     for name, entry in reversed([*inventory.entries.items()]):  # users before what they use
         if name not in declared:
-            writes = tuple(_deletes(entry.objects, objects))
+            writes = tuple(_deletes(entry, reversed(entry.objects), objects))
             work.changes.append(
                 Change(Action.DELETE, name, Reason.REMOVED, f"was {entry.place}", writes=writes)
             )
@@ -170,12 +190,11 @@ def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) ->
     lowered, unsupported = work.compiled.lowered[resource.id], work.compiled.unsupported.get(resource.id)
     fields = tuple(diff(entry.spec, resource.spec.document())) if entry else ()
     before = len(work.changes)
-    declarative = [manifest for manifest in manifests if not manifest.create_only]
-    writes = [write for manifest in declarative if (write := _write(manifest, work.objects))]
+    writes = [write for manifest in manifests if not manifest.title and (write := _write(manifest, work))]
     if entry and not lowered.waits and unsupported is None:
         wanted = {manifest.key for manifest in manifests}
-        stale = [key for key in entry.objects if key not in wanted and not _is_run(key)]
-        writes.extend(_deletes(stale, work.objects))
+        stale = [key for key in entry.objects if key not in wanted and key not in entry.kept]
+        writes.extend(_deletes(entry, stale, work.objects))
     if unsupported is not None:
         words = unsupported + ("; what is there stays" if entry and entry.objects else "")
         work.changes.append(Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, words, fields))
@@ -187,11 +206,16 @@ def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) ->
         work.changes.append(Change(Action.UPDATE, resource.id, Reason.SPEC, words, fields, tuple(writes)))
     elif writes:
         gone = [write.key for write in writes if write.verb is Verb.CREATE and write.key in entry.objects]
-        reason = Reason.MISSING if gone else Reason.OUTPUT
-        words = f"{', '.join(map(str, gone))} is gone" if gone else lowered.note
+        drifted = [write for write in writes if _drifts(write, work.objects)]
+        reason, words = Reason.OUTPUT, lowered.note
+        if gone:
+            reason, words = Reason.MISSING, f"{', '.join(map(str, gone))} is gone"
+        elif len(drifted) == len(writes):
+            names = ", ".join(str(write.key) for write in drifted)
+            reason, words = Reason.DRIFT, f"{names} was changed by somebody else"
         work.changes.append(Change(Action.UPDATE, resource.id, reason, words, (), tuple(writes)))
     for manifest in manifests:
-        if manifest.create_only:
+        if manifest.title:
             _run(resource, manifest, entry, work)
     follows = bool(manifests) or (bool(lowered.waits) and resource.kind not in ANSWERS)
     _follow(resource, follows, before, work)
@@ -200,20 +224,35 @@ def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) ->
 def _state(lowered: Lowered, manifests: Sequence[Manifest]) -> str:
     """What a changed resource waits for, or why it cannot become ready; what its own run says stands at the run."""
     if lowered.waits:
-        running = any(manifest.create_only for manifest in manifests)
+        running = any(manifest.title for manifest in manifests)
         return "" if running else f"after {', '.join(lowered.waits)}"
     return lowered.failed
 
 
-def _write(manifest: Manifest, objects: Mapping[Key, Object]) -> Write | None:
-    live = objects.get(manifest.key)
+def _write(manifest: Manifest, work: _Work) -> Write | None:
+    live = work.objects.get(manifest.key)
+    if f"{manifest.key.kind}/{manifest.key.name}" in work.adopt and (live is None or not is_ours(live)):
+        return Write(Verb.ADOPT, manifest.key, manifest)
     if live is None or not is_ours(live):
         return Write(Verb.CREATE, manifest.key, manifest)  # what somebody else made refuses it: never overrun
-    if live.deleting:  # nothing can be written before it is gone; the loop looks again then
+    if live.deleting or manifest.create_only:  # what goes is not written before it is gone
         return None
-    if live.annotations.get(DIGEST) != manifest.digest:
-        return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version)
-    return None
+    same = live.annotations.get(DIGEST) == manifest.digest
+    holds = work.holds(manifest.body, live) if same else False
+    if holds:
+        return None
+    return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version, certain=holds is not None)
+
+
+def _drifts(write: Write, objects: Mapping[Key, Object]) -> bool:
+    """Whether a write only restores what somebody else changed."""
+    live = objects.get(write.key)
+    return (
+        write.verb is Verb.APPLY
+        and live is not None
+        and write.manifest is not None
+        and live.annotations.get(DIGEST) == write.manifest.digest
+    )
 
 
 def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Work) -> None:
@@ -222,8 +261,7 @@ def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Wor
     if fact and fact.phase == "succeeded":
         return
     live = work.objects.get(manifest.key)
-    spec = manifest.body["spec"]
-    title = spec.get("title", f"run {resource.name}")
+    title = manifest.title
     if live is not None and not (fact and fact.phase == "failed"):
         work.moving[resource.id] = title
         words = "is under way already"
@@ -240,7 +278,7 @@ def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Wor
             )
         )
     else:
-        reason, sentence = _why(spec.get("parts", {}), entry, work.compiled.lowered[resource.id].because)
+        reason, sentence = _why(manifest.parts, entry, work.compiled.lowered[resource.id].because)
         seconds = _seconds(work.runs.get(entry.run)) if entry else None
         write = Write(Verb.CREATE, manifest.key, manifest)
         work.changes.append(Change(Action.RUN, resource.id, reason, sentence, (), (write,), name, seconds))
@@ -283,15 +321,10 @@ def _follow(resource: Resource, follows: bool, before: int, work: _Work) -> None
         work.unchanged += 1
 
 
-def _is_run(key: Key) -> bool:
-    """Old runs stay until the resource goes: they hold what a revert would need."""
-    return key.kind in ("Run", "Workflow", "Job")
-
-
-def _deletes(keys: Iterable[Key], objects: Mapping[Key, Object]) -> Iterable[Write]:
+def _deletes(entry: Entry, keys: Iterable[Key], objects: Mapping[Key, Object]) -> Iterable[Write]:
     for key in keys:
         live = objects.get(key)
-        if live is not None and is_ours(live) and not live.deleting:
+        if live is not None and mine(live, entry) and not live.deleting:
             yield Write(Verb.DELETE, key, None, live.uid, live.version)
 
 

@@ -10,17 +10,17 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlspec.compile import ENGINES, Compiled, compile
+from mlspec.compile import Compiled, compile, readings
 from mlspec.health import Health, State
 from mlspec.kinds.project import Target
 from mlspec.project import Project
 from mlspec.workload import Files
-from mlspec_reconciler import apply, clock, inventory, observe, plan
+from mlspec_reconciler import apply, clock, inventory, observe, plan, preview
 from mlspec_reconciler.bundle import Bundle
-from mlspec_reconciler.cluster import Cluster, Object
+from mlspec_reconciler.cluster import Cluster, Conflict, Object
 
 PATIENCE = 5
 """Rounds in a row in which every write failed, after which `reconcile` gives up."""
@@ -50,21 +50,53 @@ class Round:
 Report = Callable[[Round, list[apply.Outcome]], None]
 
 
-def look(wanted: Wanted, cluster: Cluster, *, retry: bool = True) -> Round:
-    """Observe, compile, plan. Changes nothing."""
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a person has agreed to, beyond what every apply may do."""
+
+    retry: bool = True
+    """Start failed runs again."""
+    replacing: bool = False
+    """Delete and make again what cannot be changed in place."""
+    adopt: frozenset[str] = frozenset()
+    """Take over these objects of others (`Kind/name`)."""
+
+
+NONE = Consent(retry=False)
+"""What the controller may do by itself."""
+
+
+def look(wanted: Wanted, cluster: Cluster, consent: Consent = Consent(), *, ask: bool = False) -> Round:
+    """Observe, compile, plan. Changes nothing. `ask`: the cluster is asked about every write, as a plan for people shows it."""
     objects = tuple(cluster.list())
-    facts = observe.facts(cluster, objects, wanted.code, wanted.files)
-    compiled = compile(wanted.project, wanted.target, facts)
+    facts = observe.facts(cluster, objects, wanted.target, wanted.code, wanted.files)
+    compiled = _served(compile(wanted.project, wanted.target, facts), cluster)
     made = plan.make(
         wanted.project,
         compiled,
         objects,
         facts.runs,
         inventory.read(cluster),
-        retry=retry,
+        retry=consent.retry,
         cluster=cluster.identity,
+        holds=cluster.holds,
+        adopt=consent.adopt,
     )
-    return Round(compiled, made, objects)
+    return Round(compiled, preview.settle(made, objects, cluster, everything=ask), objects)
+
+
+def _served(compiled: Compiled, cluster: Cluster) -> Compiled:
+    """Without what the cluster does not know; the resources say why."""
+    kinds = {(one.key.api_version, one.key.kind) for one in compiled.manifests}
+    lacking = cluster.lacks(kinds)
+    if not lacking:
+        return compiled
+    unsupported = dict(compiled.unsupported)
+    for one in compiled.manifests:
+        if words := lacking.get((one.key.api_version, one.key.kind)):
+            unsupported[one.origin.resource] = words
+    manifests = tuple(one for one in compiled.manifests if one.origin.resource not in unsupported)
+    return replace(compiled, manifests=manifests, unsupported=unsupported)
 
 
 def reconcile(
@@ -72,8 +104,8 @@ def reconcile(
     cluster: Cluster,
     lock: Path,
     report: Report,
+    consent: Consent = Consent(),
     *,
-    retry: bool = True,
     deadline: float = float("inf"),
 ) -> Round:
     """Make the cluster hold what is wanted; returns when nothing moves any more, when `PATIENCE` rounds in a row could
@@ -83,10 +115,13 @@ def reconcile(
         cluster.wake()
         with exclusive(lock):
             clock.tick(wanted.project, cluster, time.time())
-            seen = look(wanted, cluster, retry=retry)
-            outcomes = apply.perform(seen.plan, wanted.project, cluster)
+            seen = look(wanted, cluster, consent)
+            outcomes = _perform(seen, wanted, cluster, consent)
+        if outcomes is None:  # another apply is at work: look at what it leaves
+            time.sleep(1.0)
+            continue
         report(seen, outcomes)
-        retry = False
+        consent = replace(consent, retry=False, adopt=frozenset())
         wrote = any(not outcome.error for outcome in outcomes)
         stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):
@@ -100,6 +135,13 @@ def reconcile(
             next(iter(cluster.watch(timeout=1.0)), None)
 
 
+def _perform(seen: Round, wanted: Wanted, cluster: Cluster, consent: Consent) -> list[apply.Outcome] | None:
+    try:
+        return apply.perform(seen.plan, wanted.project, cluster, replacing=consent.replacing)
+    except Conflict:
+        return None
+
+
 def degraded(seen: Round, target: Target) -> list[Object]:
     """Objects that work, but not as they should: a service that is restarted, or too busy for its health check."""
     return [one for one in seen.objects if health(one, target).state is State.DEGRADED]
@@ -107,22 +149,24 @@ def degraded(seen: Round, target: Target) -> list[Object]:
 
 def moving(seen: Round, target: Target) -> list[Object]:
     """Objects that are still on their way: waiting or progressing runs, starting services, deletions."""
+    understood = readings(target.choice)
     return [
         one
         for one in seen.objects
         if one.deleting
-        or (one.key.kind != "Schedule" and health(one, target).state in (State.PROGRESSING, State.WAITING))
+        or (
+            not ((read := understood.get(one.key.kind)) and read.result)  # schedules never end
+            and health(one, target).state in (State.PROGRESSING, State.WAITING)
+        )
     ]
 
 
 def health(live: Object, target: Target) -> Health:
     """Health of one object by the engine that made it."""
-    for engines in ENGINES[target.choice].values():
-        for engine in engines.values():
-            judge = engine.health.get(live.key.kind)
-            if judge is not None:
-                return judge(live.body, live.status)
-    return Health(State.UNKNOWN, f"nobody knows the health of a {live.key.kind}")
+    read = readings(target.choice).get(live.key.kind)
+    if read is None:
+        return Health(State.UNKNOWN, f"nobody knows the health of a {live.key.kind}")
+    return read.health(live.live)
 
 
 @contextmanager

@@ -32,8 +32,11 @@ def project_options(command: Command) -> Command:
 
 
 def folder_option(command: Command) -> Command:
-    """`--path`, for commands whose argument is something else."""
+    """`--path` and `--target`, for commands whose argument is something else."""
     kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    command = click.option(
+        "--target", "-t", metavar="NAME", help="Target of the Project; by default the one applied last."
+    )(command)
     return click.option("--path", default=".", type=kind, help="Folder of the project.")(command)
 
 
@@ -42,21 +45,14 @@ def colored() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def opened(path: Path, target: str | None, *, effects: bool = True) -> tuple[Opened, Wanted]:
-    """Open the project; with errors print them all and exit with 1. `effects`: only targets that can be applied to."""
+def opened(path: Path, target: str | None) -> tuple[Opened, Wanted]:
+    """Open the project; with errors print them all and exit with 1."""
     project = open_project(path, target)
     if project.diagnostics:
         click.echo(report.text(project.diagnostics, project.texts, colour=colored()), err=True)
     if project.wanted is None:
         if not project.diagnostics:
             click.echo(f"error: no specs in {path}; write some with: mlspec init", err=True)
-        raise click.exceptions.Exit(1)
-    if effects and project.wanted.target.local is None:
-        click.echo(
-            f"error[unsupported-target]: mlspec cannot apply to Kubernetes yet (target {project.target_name})\n"
-            f"  print its objects with: mlspec render --target {project.target_name}",
-            err=True,
-        )
         raise click.exceptions.Exit(1)
     return project, project.wanted
 
@@ -76,7 +72,9 @@ def locator(wanted: Wanted) -> show.Locate:
 
 def plan_rows(wanted: Wanted, seen: Round) -> list[show.Line]:
     """The lines of a plan, as every command shows them."""
-    return show.lines(seen.plan, locator(wanted), titles(seen.compiled), notes(wanted.project, seen))
+    return show.lines(
+        seen.plan, locator(wanted), titles(seen.compiled), notes(wanted.project, seen, wanted.target.choice)
+    )
 
 
 def consent(question: str, yes: bool) -> None:

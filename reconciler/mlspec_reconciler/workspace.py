@@ -20,7 +20,7 @@ from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
 from mlspec_reconciler import bundle, load, observe
-from mlspec_reconciler.cluster import Unavailable
+from mlspec_reconciler.cluster import Cluster, Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.clusters.local.launch import write_json
 from mlspec_reconciler.reconcile import Wanted
@@ -46,9 +46,20 @@ class Workspace:
         """Lock of the reconciler."""
         return self.home / "reconcile.lock"
 
-    def cluster(self) -> LocalCluster:
-        """The local cluster of this project."""
+    @property
+    def local(self) -> LocalCluster:
+        """The local cluster of this folder."""
         return LocalCluster(self.home)
+
+    def cluster(self, wanted: Wanted) -> Cluster:
+        """The cluster of a target: this machine, or a namespace. Raises `Unavailable` when it cannot be reached."""
+        kubernetes = wanted.target.kubernetes
+        if kubernetes is None:
+            return self.local
+        # Only here: the client costs a third of a second, which `validate` must not pay.
+        from mlspec_reconciler.clusters.kube.cluster import KubeCluster
+
+        return KubeCluster.open(kubernetes, wanted.project.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +112,16 @@ def _placed(target: Target, workspace: Workspace) -> Target:
     return target.model_copy(update={"tracking": f"sqlite:///{workspace.home / 'mlflow.db'}"})
 
 
-def stage(opened: Opened) -> str:
-    """Keep a copy of the specs and the code as the applied revision; returns its digest.
+def stage(opened: Opened, cluster: Cluster) -> str:
+    """Keep a copy of the specs and the code as the revision that was applied to the target; returns its digest.
 
     From here on the controller works on this copy.
     """
     assert opened.wanted is not None
     workspace, wanted = opened.workspace, opened.wanted
     for one in wanted.code.values():
-        bundle.store(one, workspace.storage)
+        if wanted.target.kubernetes is None:  # there the code goes with the objects
+            bundle.store(one, workspace.storage)
     contents = {name: text.encode() for name, text in opened.texts.items()}
     for key, one in wanted.code.items():
         folder = key.split("|", 1)[0]
@@ -120,8 +132,9 @@ def stage(opened: Opened) -> str:
     revision = hasher.hexdigest()[:16]
     bundle.write_folder(workspace.home / "revisions" / revision, contents)
     write_json(
-        workspace.home / APPLIED,
+        workspace.home / _applied_name(opened.target_name, wanted.target),
         {
+            "cluster": cluster.identity,
             "revision": revision,
             "project": wanted.project.name,
             "target": opened.target_name,
@@ -132,11 +145,31 @@ def stage(opened: Opened) -> str:
     return revision
 
 
-def applied(workspace: Workspace) -> Mapping[str, Any] | None:
-    """What was applied last: revision, target, commit, pinned source files."""
+def _applied_name(name: str, target: Target) -> str:
+    return APPLIED if target.kubernetes is None else f"applied-{name}.json"
+
+
+def applied(workspace: Workspace, target: str | None = None) -> Mapping[str, Any] | None:
+    """What was applied last (to this target): revision, target, cluster, commit, pinned source files."""
+    paths = sorted(workspace.home.glob("applied*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    documents = (_document(path) for path in paths)
+    return next((one for one in documents if target is None or one["target"] == target), None)
+
+
+def applied_here(workspace: Workspace) -> Mapping[str, Any] | None:
+    """What was applied last to this machine."""
     path = workspace.home / APPLIED
-    if not path.exists():
-        return None
+    return _document(path) if path.exists() else None
+
+
+def forget(workspace: Workspace, target: str) -> None:
+    """Nothing is applied to this target any more."""
+    for path in workspace.home.glob("applied*.json"):
+        if _document(path)["target"] == target:
+            path.unlink()
+
+
+def _document(path: Path) -> Mapping[str, Any]:
     try:
         document: Mapping[str, Any] = json.loads(path.read_text())
     except ValueError as error:
@@ -144,11 +177,8 @@ def applied(workspace: Workspace) -> Mapping[str, Any] | None:
     return document
 
 
-def open_applied(workspace: Workspace) -> Wanted | None:
-    """The applied revision; None when nothing is applied."""
-    document = applied(workspace)
-    if document is None:
-        return None
+def open_applied(workspace: Workspace, document: Mapping[str, Any]) -> Wanted | None:
+    """The revision of a document from `applied`; None when it cannot be read any more."""
     root = workspace.home / "revisions" / document["revision"]
     loaded = load.load([root], root=root)
     if loaded.project is None:
@@ -160,6 +190,35 @@ def open_applied(workspace: Workspace) -> Wanted | None:
     if isinstance(chosen, str):
         return None
     return Wanted(project, _placed(chosen[1], workspace), code, files)
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """What is applied to a target, and the cluster that holds it."""
+
+    workspace: Workspace
+    target_name: str
+    wanted: Wanted
+    cluster: Cluster
+    commit: str = ""
+
+
+def connect(path: Path, target: str | None) -> Connected | None:
+    """What was applied from this folder (to `target`, or last); a Kubernetes target can be looked at from any clone of the
+    repository. None when nothing was applied."""
+    place = find(path)
+    document = applied(place, target)
+    if document is not None:
+        wanted = open_applied(place, document)
+        if wanted is None:
+            return None
+        return Connected(
+            place, document["target"], wanted, place.cluster(wanted), document.get("commit") or ""
+        )
+    opened = open_project(path, target)
+    if opened.wanted is None or opened.wanted.target.kubernetes is None:
+        return None
+    return Connected(place, opened.target_name, opened.wanted, place.cluster(opened.wanted))
 
 
 def commit(root: Path) -> str:

@@ -13,7 +13,7 @@ from mlspec.manifest import digest
 from mlspec_reconciler import apply, bundle, load, observe, terminal
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.clusters.memory import MemoryCluster
-from mlspec_reconciler.reconcile import Round, Wanted, look
+from mlspec_reconciler.reconcile import Consent, Round, Wanted, look
 from mlspec_reconciler.show import plan as show
 
 ROUNDS = 30
@@ -55,7 +55,7 @@ def settle(project: Wanted, cluster: MemoryCluster, script: Script, *, retry: bo
     """Apply until nothing moves, as `reconcile` does, and tell what happened: one line per write and end of a run."""
     story: list[str] = []
     for _ in range(ROUNDS):
-        seen = look(project, cluster, retry=retry)
+        seen = look(project, cluster, Consent(retry=retry))
         outcomes = apply.perform(seen.plan, project.project, cluster)
         story += [_told(one) for one in outcomes]
         assert not [one.error for one in outcomes if one.error]
@@ -141,7 +141,7 @@ def told(case: Path, folder: Path) -> str:
         cluster.delete(one.key, one.uid)
     project = wanted(revision(case, "after", folder))
     retry = bool(script.get("retry", True))
-    seen = look(project, cluster, retry=retry)
+    seen = look(project, cluster, Consent(retry=retry))
     lines = [text(project, seen), "", "then:"]
     story = settle(project, cluster, Script.read(script.get("after", {})), retry=retry)
     lines += [f"  {line}" for line in story] or ["  nothing"]

@@ -33,7 +33,7 @@ def due(cluster: MemoryCluster, now: float) -> list[tuple[str, str, str]]:
     built = project.build({"prices.yaml": SPECS}, "prices")
     assert built.project is not None, built.diagnostics
     clock.tick(built.project, cluster, now)
-    found = observe.facts(cluster, cluster.list(), {}, {}).triggers
+    found = observe.facts(cluster, cluster.list(), built.project.settings.targets["local"], {}, {}).triggers
     return [(one.action, one.subject, one.at[11:16]) for one in found]
 
 

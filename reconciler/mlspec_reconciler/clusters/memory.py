@@ -8,19 +8,21 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Object, key_of
+from mlspec_reconciler.cluster import Conflict, Object, Preview, key_of
 
 JSON = Mapping[str, Any]
 
 
 class MemoryCluster:
     """A cluster that lives as long as this object. Safe to use from several threads."""
+
+    concurrency = 1
 
     def __init__(self) -> None:
         self.identity = f"memory/{uuid.uuid4().hex}"
@@ -63,6 +65,14 @@ class MemoryCluster:
                 return old
             return self._put(replace(old, body=body, annotations=dict(annotations)))
 
+    def holds(self, body: JSON, live: Object) -> bool:
+        """Nobody but mlspec writes bodies here."""
+        return True
+
+    def preview(self, writes: Sequence[tuple[JSON, Mapping[str, str], Object | None]]) -> Sequence[Preview]:
+        """Every write is accepted."""
+        return [Preview() for _ in writes]
+
     def delete(self, key: Key, uid: str) -> None:
         """Remove exactly this object, at once."""
         with self._changed:
@@ -86,6 +96,18 @@ class MemoryCluster:
         with self._changed:
             return dict(self._runs)
 
+    def remember(self, name: str, fact: RunFact) -> None:
+        """Keep how a run ended."""
+        self._runs[name] = fact
+
+    def lacks(self, kinds: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """Every kind is known."""
+        return {}
+
+    def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
+        """Everything is permitted."""
+        return ()
+
     def note(self, name: str) -> JSON | None:
         """A document that was kept with `set_note`."""
         return self._notes.get(name)
@@ -93,6 +115,14 @@ class MemoryCluster:
     def set_note(self, name: str, document: JSON) -> None:
         """Keep a document."""
         self._notes[name] = dict(document)
+
+    def forget(self) -> None:
+        """Drop the documents; the history of runs stays."""
+        self._notes.clear()
+
+    def printed(self, live: Object, lines: int) -> Mapping[str, str]:
+        """Nothing runs here."""
+        return {}
 
     def settle(self, key: Key, status: JSON) -> None:
         """Set the status of an object, as its engine would."""

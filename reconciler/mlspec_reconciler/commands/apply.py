@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from mlspec_reconciler import planfile, terminal, workspace
-from mlspec_reconciler.plan import Action, Plan
-from mlspec_reconciler.reconcile import look, reconcile
+from mlspec_reconciler import guards, planfile, terminal, workspace
+from mlspec_reconciler.reconcile import Consent, look, reconcile
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.show import status
 from mlspec_reconciler.show.progress import Progress
@@ -22,7 +21,21 @@ from mlspec_reconciler.show.progress import Progress
 @click.argument("path", default=".", type=click.Path(exists=True, path_type=Path))
 @click.option("--target", "-t", metavar="NAME", help="Target of the Project; by default its first one.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--allow-deletes", is_flag=True, help="Delete even more than the Project's prune.maxShare.")
+@click.option(
+    "--allow-deletes",
+    is_flag=True,
+    help="Delete even more than the Project's prune.maxShare, or what only seems to be removed.",
+)
+@click.option("--allow-replace", is_flag=True, help="Delete and make again what cannot be changed in place.")
+@click.option(
+    "--allow-other-cluster", is_flag=True, help="The target may be another cluster than the last time."
+)
+@click.option(
+    "--adopt",
+    multiple=True,
+    metavar="KIND/NAME",
+    help="Take over an object that somebody else made; can be repeated.",
+)
 @click.option(
     "--timeout",
     type=float,
@@ -30,7 +43,16 @@ from mlspec_reconciler.show.progress import Progress
     show_default=True,
     help="Seconds to wait; runs go on without us.",
 )
-def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, timeout: float) -> int:
+def command(
+    path: Path,
+    target: str | None,
+    yes: bool,
+    allow_deletes: bool,
+    allow_replace: bool,
+    allow_other_cluster: bool,
+    adopt: tuple[str, ...],
+    timeout: float,
+) -> int:
     """Make the target equal to the specs: show the plan, ask, perform it, and wait until everything is there.
 
     PATH is the project's folder, or a plan saved with: mlspec plan --out FILE
@@ -48,8 +70,9 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
             return 1
         saved, path, target = read, Path(), read["target"]
     project, wanted = terminal.opened(path, target)
-    cluster = project.workspace.cluster()
-    seen = look(wanted, cluster)
+    cluster = project.workspace.cluster(wanted)
+    consent = Consent(replacing=allow_replace, adopt=frozenset(adopt))
+    seen = look(wanted, cluster, consent, ask=True)
     if saved is not None and (reasons := planfile.moved(saved, project, seen)):
         listed = "\n".join(f"  {reason}" for reason in reasons)
         click.echo(
@@ -58,19 +81,28 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
         return 1
     rows = terminal.plan_rows(wanted, seen)
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
-    refused = _too_many_deletes(seen.plan, wanted.project.settings.prune.max_share)
-    if refused and not allow_deletes:
+    allowed = {guards.DELETES: allow_deletes, guards.CLUSTER: allow_other_cluster}
+    refusals = [one for one in guards.refusals(project, seen, cluster) if not allowed.get(one.allow)]
+    if refusals:
+        click.echo("\n".join(map(str, refusals)), err=True)
+        return 1
+    replaced = [write for change in seen.plan.changes for write in change.writes if write.forced_by]
+    if replaced and not allow_replace:
+        names = ", ".join(str(write.key) for write in replaced)
         click.echo(
-            f"error[many-deletes]: {refused}\n  if this is meant: mlspec apply --allow-deletes", err=True
+            f"error[replace]: {names} would be deleted and made again\n"
+            "  if this is meant: mlspec apply --allow-replace",
+            err=True,
         )
         return 1
     if not seen.plan.empty and saved is None:
         terminal.consent("Apply this?", yes)
-    workspace.stage(project)
+    workspace.stage(project, cluster)
     live = sys.stderr.isatty()
     started = time.monotonic()
     with Progress(wanted.target, click.echo, live) as progress:
-        end = reconcile(wanted, cluster, project.workspace.lock, progress.report, deadline=started + timeout)
+        lock = project.workspace.lock
+        end = reconcile(wanted, cluster, lock, progress.report, consent, deadline=started + timeout)
     told = "\n".join(progress.failures)
     for line in status.lines(wanted.project.order, end, wanted.target):
         if line.word in ("failed", "degraded") and line.sentence not in told:
@@ -84,10 +116,3 @@ def command(path: Path, target: str | None, yes: bool, allow_deletes: bool, time
     if not seen.plan.empty:
         click.echo(f"Done in {show.duration(time.monotonic() - started)}. Look with: mlspec status")
     return 0
-
-
-def _too_many_deletes(plan: Plan, share: float) -> str:
-    deletes, known = len(plan.of(Action.DELETE)), len(plan.inventory.entries)
-    if deletes <= max(1, share * known):
-        return ""
-    return f"this would delete {deletes} of {known} resources, more than prune.maxShare {share:.0%} allows"

@@ -33,6 +33,6 @@ def _once(path: Path, target: str | None) -> None:
         project, wanted = terminal.opened(path, target)
     except click.exceptions.Exit:
         return
-    seen = look(wanted, project.workspace.cluster())
+    seen = look(wanted, project.workspace.cluster(wanted))
     rows = terminal.plan_rows(wanted, seen)
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))

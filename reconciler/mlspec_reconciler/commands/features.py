@@ -18,7 +18,7 @@ from mlspec_reconciler import terminal, workspace
 @click.option(
     "--rows", default=2000, show_default=True, help="Newest rows of the request log that are checked."
 )
-def command(graph: str, path: Path, rows: int) -> int:
+def command(graph: str, path: Path, target: str | None, rows: int) -> int:
     """Answer logged requests of GRAPH again with the point-in-time join of training, and compare cell by cell.
 
     Exits with 1 when a single value differs.
@@ -27,14 +27,15 @@ def command(graph: str, path: Path, rows: int) -> int:
     mlspec features late-arrival
     """
     place = workspace.find(path)
-    live = (
-        next(
-            (one for one in place.cluster().list() if one.key.kind == "Service" and one.key.name == graph),
-            None,
+    connected = workspace.connect(path, target)
+    if connected is not None and connected.wanted.target.kubernetes is not None:
+        words = (
+            "the request log of a Kubernetes target is in its storage; run this where the storage is mounted"
         )
-        if place.home.exists()
-        else None
-    )
+        click.echo(f"error[not-here]: {words}", err=True)
+        return 1
+    objects = connected.cluster.list() if connected is not None else ()
+    live = next((one for one in objects if one.key.kind == "Service" and one.key.name == graph), None)
     if live is None:
         click.echo(f"error[unknown-graph]: no graph {graph} is applied here; see: mlspec status", err=True)
         return 1

@@ -16,17 +16,20 @@ from mlspec_reconciler import inventory, terminal, workspace
 @terminal.folder_option
 @click.option("--lines", "-n", default=200, show_default=True, help="Last lines of each file.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
-def command(what: str, path: Path, lines: int, follow: bool) -> int:
+def command(what: str, path: Path, target: str | None, lines: int, follow: bool) -> int:
     """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor`.
 
     \b
     mlspec logs TrainingJob/late-arrival
     mlspec logs late-arrival-7c1e9a02 --follow
     """
+    found = workspace.connect(path, target)
+    if found is not None and found.wanted.target.kubernetes is not None:
+        return _of_pods(found, what, lines, follow)
     place = workspace.find(path)
     files = list(_files(place, what))
     if not files:
-        known = sorted(inventory.read(place.cluster()).entries) if place.home.exists() else []
+        known = sorted(inventory.read(place.local).entries) if place.home.exists() else []
         click.echo(
             f"error[no-logs]: there are no logs of {what}; resources with logs are among: {', '.join(known)}",
             err=True,
@@ -49,6 +52,29 @@ def command(what: str, path: Path, lines: int, follow: bool) -> int:
     return 0
 
 
+def _of_pods(found: workspace.Connected, what: str, lines: int, follow: bool) -> int:
+    """Logs of a Kubernetes target, from its pods; those of finished runs as long as their pods are there."""
+    shown: dict[str, str] = {}
+    while True:
+        for one in found.cluster.list():
+            if what not in (one.annotations.get("mlspec.dev/resource"), one.key.name):
+                continue
+            for title, text in found.cluster.printed(one, lines).items():
+                before = shown.get(title)
+                if before is None:
+                    click.echo(f"==> {title}\n{text}", nl=False)
+                elif text != before:
+                    click.echo(text.removeprefix(before), nl=False)
+                shown[title] = text
+        if not shown:
+            known = ", ".join(sorted(inventory.read(found.cluster).entries))
+            click.echo(f"error[no-logs]: there are no pods of {what}; resources are: {known}", err=True)
+            return 1
+        if not follow:
+            return 0
+        time.sleep(1.0)
+
+
 def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:
     logs = place.home / "logs"
     if what == "supervisor":
@@ -57,7 +83,7 @@ def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:
     if not place.home.exists():
         return
     if "/" in what:
-        entry = inventory.read(place.cluster()).entries.get(what)
+        entry = inventory.read(place.local).entries.get(what)
         names = (
             [key.name for key in entry.objects if key.kind != "Run" or key.name == entry.run] if entry else []
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlspec_reconciler import planfile, terminal
+from mlspec_reconciler import guards, planfile, terminal
 from mlspec_reconciler.reconcile import look
 from mlspec_reconciler.show import plan as show
 
@@ -33,7 +33,9 @@ def command(path: Path, target: str | None, output: str, out: Path | None, detai
     mlspec plan --out plan.json && mlspec apply plan.json
     """
     project, wanted = terminal.opened(path, target)
-    seen = look(wanted, project.workspace.cluster())
+    cluster = project.workspace.cluster(wanted)
+    seen = look(wanted, cluster, ask=True)
+    refusals = guards.refusals(project, seen, cluster)
     rows = terminal.plan_rows(wanted, seen)
     match output:
         case "json":
@@ -44,9 +46,13 @@ def command(path: Path, target: str | None, output: str, out: Path | None, detai
             click.echo(show.markdown(rows, seen.plan, project.target_name))
         case _:
             click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
+    for refusal in refusals:
+        click.echo(str(refusal), err=True)
     if out is not None:
         planfile.save(out, project, seen)
         click.echo(f"Saved. Apply exactly this with: mlspec apply {out}", err=True)
     elif output == "text" and not seen.plan.empty:
         click.echo("Apply with: mlspec apply")
+    if refusals or any(write.refusal for change in seen.plan.changes for write in change.writes):
+        return 1
     return 2 if detailed_exitcode and not seen.plan.empty else 0

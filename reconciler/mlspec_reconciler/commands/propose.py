@@ -10,9 +10,12 @@ from typing import Any, cast
 
 import click
 
+from mlspec.compile import readings
+from mlspec.kinds.project import Target
 from mlspec.kinds.training_job import TrainingJobSpec, moved
 from mlspec_reconciler import edit, terminal
 from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler.show.status import result_of
 
 
 @click.command()
@@ -33,7 +36,7 @@ def command(path: Path, target: str | None, write: bool, branch: str | None) -> 
     project, wanted = terminal.opened(path, target)
     files: dict[str, str] = {}
     reasons: list[str] = []
-    for proposal in _open(project.workspace.cluster()):
+    for proposal in _open(project.workspace.cluster(wanted), wanted.target):
         reasons.append(f"{proposal['action']} {proposal['subject']}: {proposal['reason']}")
         job = (
             wanted.project.catalog.find("TrainingJob", proposal["subject"])
@@ -73,11 +76,11 @@ def command(path: Path, target: str | None, write: bool, branch: str | None) -> 
     return 0
 
 
-def _open(cluster: Cluster) -> Iterator[Mapping[str, Any]]:
+def _open(cluster: Cluster, target: Target) -> Iterator[Mapping[str, Any]]:
     """The newest proposal of each subject, of all policies."""
     newest: dict[str, Mapping[str, Any]] = {}
     for one in cluster.list():
-        for proposal in (one.status.get("lastResult") or {}).get("proposals", []):
+        for proposal in result_of(one, readings(target.choice)).get("proposals", []):
             subject = f"{proposal['action']} {proposal['subject']}"
             if subject not in newest or proposal["at"] > newest[subject]["at"]:
                 newest[subject] = proposal

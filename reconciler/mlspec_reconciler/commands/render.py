@@ -26,8 +26,12 @@ def command(path: Path, target: str | None, output: str) -> int:
     \b
     mlspec render --target prod | kubectl apply --dry-run=server -f -
     """
-    _, wanted = terminal.opened(path, target, effects=False)
-    facts = Facts(code={key: one.digest for key, one in wanted.code.items()}, files=wanted.files)
+    _, wanted = terminal.opened(path, target)
+    facts = Facts(
+        code={key: one.digest for key, one in wanted.code.items()},
+        bundles={one.digest: one.files for one in wanted.code.values()},
+        files=wanted.files,
+    )
     compiled = foreseen(lambda known: compile(wanted.project, wanted.target, known), facts)
     bodies = [manifest.body for manifest in compiled.manifests]
     if output == "json":

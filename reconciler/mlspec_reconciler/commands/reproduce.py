@@ -18,7 +18,7 @@ from mlspec_reconciler import terminal, workspace
 @click.argument("run")
 @terminal.folder_option
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(run: str, path: Path, output: str) -> int:
+def command(run: str, path: Path, target: str | None, output: str) -> int:
     """Run a finished training again with the same code, data and parameters, and compare model and metrics.
 
     Exits with 2 when something differs.
@@ -28,7 +28,14 @@ def command(run: str, path: Path, output: str) -> int:
     mlspec reproduce late-arrival-7c1e9a02
     """
     place = workspace.find(path)
-    fact = place.cluster().runs().get(run) if place.home.exists() else None
+    connected = workspace.connect(path, target)
+    if connected is not None and connected.wanted.target.kubernetes is not None:
+        words = (
+            "models of a Kubernetes target are in its storage; reproduce runs where the storage is mounted"
+        )
+        click.echo(f"error[not-here]: {words}", err=True)
+        return 1
+    fact = connected.cluster.runs().get(run) if connected is not None else None
     if fact is None or fact.phase != "succeeded" or "train" not in fact.results:
         click.echo(
             f"error[unknown-run]: there is no finished training {run} here; list them with: mlspec runs",

@@ -18,18 +18,18 @@ from mlspec_reconciler.show.plan import duration
 @click.argument("resource", required=False)
 @terminal.folder_option
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(resource: str | None, path: Path, output: str) -> int:
+def command(resource: str | None, path: Path, target: str | None, output: str) -> int:
     """List the runs that were made here, newest last; also those whose objects are gone.
 
     \b
     mlspec runs
     mlspec runs TrainingJob/late-arrival
     """
-    place = workspace.find(path)
-    if not place.home.exists():
+    connected, place = workspace.connect(path, target), workspace.find(path)
+    if connected is None and not place.home.exists():
         click.echo("Nothing was applied here.")
         return 0
-    cluster = place.cluster()
+    cluster = connected.cluster if connected is not None else place.local  # the history outlives a destroy
     names = None
     if resource is not None:
         entry = inventory.read(cluster).entries.get(resource)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import click
 
 from mlspec_reconciler import terminal, workspace
 from mlspec_reconciler.cluster import Object
-from mlspec_reconciler.reconcile import look
+from mlspec_reconciler.clusters.local.cluster import LocalCluster
+from mlspec_reconciler.reconcile import NONE, look
 from mlspec_reconciler.show import status as show
 
 
@@ -20,7 +21,7 @@ from mlspec_reconciler.show import status as show
 @click.argument("resource", required=False)
 @terminal.folder_option
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(resource: str | None, path: Path, output: str) -> int:
+def command(resource: str | None, path: Path, target: str | None, output: str) -> int:
     """Say how everything is: one sentence for each resource, and the next command for what needs attention.
 
     With a resource also its objects, and for a MonitoringPolicy its windows and messages. Exits with 1 when something
@@ -30,13 +31,12 @@ def command(resource: str | None, path: Path, output: str) -> int:
     mlspec status
     mlspec status MonitoringPolicy/late-arrival
     """
-    place = workspace.find(path)
-    wanted, document = workspace.open_applied(place), workspace.applied(place)
-    if wanted is None or document is None:
+    found = workspace.connect(path, target)
+    if found is None:
         click.echo("Nothing is applied here. Start with: mlspec apply")
         return 0
-    cluster = place.cluster()
-    seen = look(wanted, cluster, retry=False)
+    wanted, cluster = found.wanted, found.cluster
+    seen = look(wanted, cluster, NONE)
     rows = show.lines(wanted.project.order, seen, wanted.target)
     objects = list(seen.objects)
     if resource is not None:
@@ -52,23 +52,23 @@ def command(resource: str | None, path: Path, output: str) -> int:
         click.echo(show.text(rows, resource, terminal.colored()))
         click.echo("\n".join(show.details(objects, wanted.target)))
     else:
-        headline = _headline(wanted.project.name, document, show.attention(rows), len(rows))
-        if not cluster.awake:
+        headline = _headline(found, show.attention(rows), len(rows))
+        if isinstance(cluster, LocalCluster) and not cluster.awake:
             headline += "\n  the supervisor is not running: nothing moves; start it with: mlspec apply"
         click.echo(show.text(rows, headline, terminal.colored()))
     return 1 if show.attention(rows) else 0
 
 
-def _headline(project: str, document: Mapping[str, Any], needy: int, count: int) -> str:
-    at = f", at {document['commit']}" if document.get("commit") else ""
+def _headline(found: workspace.Connected, needy: int, count: int) -> str:
+    at = f", at {found.commit}" if found.commit else ""
     verb = "needs" if needy == 1 else "need"
     state = f"{needy} of {count} {verb} attention" if needy else "all is well"
-    return f"{project} on {document['target']}{at} - {state}"
+    return f"{found.wanted.project.name} on {found.target_name}{at} - {state}"
 
 
 def _document(rows: Sequence[show.Line], objects: Sequence[Object]) -> dict[str, Any]:
     found = [
-        {"kind": one.key.kind, "name": one.key.name, "spec": one.body["spec"], "status": one.status}
+        {"kind": one.key.kind, "name": one.key.name, "spec": one.body.get("spec"), "status": one.status}
         for one in objects
     ]
     return {"version": 1, "resources": [dataclasses.asdict(row) for row in rows], "objects": found}

@@ -10,7 +10,7 @@ from typing import Any
 from mlspec.diagnostics import Mark
 from mlspec.manifest import Key
 from mlspec.resource import Path
-from mlspec_reconciler.plan import Action, Change, FieldChange, Plan, Reason
+from mlspec_reconciler.plan import Action, Change, FieldChange, Plan, Reason, Verb, Write
 
 VERSION = 1
 SYMBOLS: Mapping[Action, str] = {
@@ -22,7 +22,9 @@ SYMBOLS: Mapping[Action, str] = {
     Action.DELETE: "-",
     Action.UNSUPPORTED: "!",
 }
-COLORS: Mapping[str, str] = {"+": "32", "~": "33", ">": "36", "-": "31", "!": "35"}
+COLORS: Mapping[str, str] = {"+": "32", "~": "33", ">": "36", "-": "31", "!": "35", "x": "31", "±": "31"}
+SHOWN = 5
+"""Fields of one object that a plan lists."""
 AGAIN = (Reason.INPUT, Reason.TRIGGER)
 """Reasons to run once more what has run."""
 Locate = Callable[[str, Path], Mark | None]
@@ -44,27 +46,49 @@ def lines(plan: Plan, locate: Locate, titles: Mapping[str, str], notes: Mapping[
     result: list[Line] = []
     for change in plan.changes:
         symbol = SYMBOLS[change.action]
-        if change.run:
-            result.append(
-                Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change, notes))
-            )
-            continue
-        if change.action is Action.DELETE:
-            result.append(Line(symbol, change.resource, "", f"{change.sentence}; {_deleted(change)}"))
-            continue
-        words = "; ".join(part for part in (change.sentence, notes.get(change.resource, "")) if part)
-        fields = [*change.fields]
-        if not fields:
-            result.append(Line(symbol, change.resource, _place(locate(change.resource, ())), words))
-            continue
-        for index, one in enumerate(fields):
-            place = _place(locate(change.resource, one.path if one.new is not None else one.path[:-1]))
-            extra = f"  ({words})" if words and index == 0 else ""
-            first = index == 0
-            result.append(
-                Line(symbol if first else " ", change.resource if first else "", place, _field(one) + extra)
-            )
+        result.extend(_change_lines(change, symbol, locate, titles, notes))
+        for write in change.writes:
+            result.extend(_write_lines(change, write))
     return result
+
+
+def _change_lines(
+    change: Change, symbol: str, locate: Locate, titles: Mapping[str, str], notes: Mapping[str, str]
+) -> list[Line]:
+    if change.run:
+        return [Line(symbol, titles.get(change.run, change.run), change.run, _run_words(change, notes))]
+    if change.action is Action.DELETE:
+        return [Line(symbol, change.resource, "", f"{change.sentence}; {_deleted(change)}")]
+    words = "; ".join(part for part in (change.sentence, notes.get(change.resource, "")) if part)
+    if not change.fields:
+        return [Line(symbol, change.resource, _place(locate(change.resource, ())), words)]
+    result: list[Line] = []
+    for index, one in enumerate(change.fields):
+        place = _place(locate(change.resource, one.path if one.new is not None else one.path[:-1]))
+        extra = f"  ({words})" if words and index == 0 else ""
+        first = index == 0
+        result.append(
+            Line(symbol if first else " ", change.resource if first else "", place, _field(one) + extra)
+        )
+    return result
+
+
+def _write_lines(change: Change, write: Write) -> list[Line]:
+    """What people must know of a single object: that it is refused or replaced, and what somebody else has changed in it."""
+    name = str(write.key)
+    if write.refusal:
+        return [Line("x", "", name, write.refusal)]
+    if write.forced_by:
+        words = f"is replaced, because {write.forced_by} cannot be changed in place; needs --allow-replace"
+        return [Line("±", "", name, words)]
+    if write.verb is Verb.ADOPT:
+        return [Line("~", "", name, "is taken over")]
+    if change.reason is not Reason.DRIFT:
+        return []
+    shown = [_field(FieldChange(one.path, one.old, one.new)) for one in write.differences[:SHOWN]]
+    if len(write.differences) > SHOWN:
+        shown.append(f"and {len(write.differences) - SHOWN} more")
+    return [Line(" ", "", name, words) for words in shown]
 
 
 def _deleted(change: Change) -> str:
@@ -219,6 +243,11 @@ def _change(change: Change, locate: Locate) -> dict[str, Any]:
                 "digest": write.manifest.digest if write.manifest else None,
                 "uid": write.uid or None,
                 "version": write.version or None,
+                "refusal": write.refusal or None,
+                "forcedBy": write.forced_by or None,
+                "differences": [
+                    {"path": list(one.path), "old": one.old, "new": one.new} for one in write.differences
+                ],
             }
             for write in change.writes
         ],

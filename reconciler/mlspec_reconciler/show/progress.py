@@ -9,14 +9,23 @@ from types import TracebackType
 from rich.console import Console
 from rich.status import Status
 
+from mlspec.compile import readings
+from mlspec.engine import Live
 from mlspec.health import State
 from mlspec.kinds.project import Target
 from mlspec_reconciler.apply import Outcome
-from mlspec_reconciler.plan import Verb
+from mlspec_reconciler.plan import Verb, Write
 from mlspec_reconciler.reconcile import Round, health
 from mlspec_reconciler.show.plan import duration
 
-WORDS = {Verb.CREATE: "created", Verb.APPLY: "changed", Verb.RESTART: "started again", Verb.DELETE: "deleted"}
+WORDS = {
+    Verb.CREATE: "created",
+    Verb.APPLY: "changed",
+    Verb.ADOPT: "taken over",
+    Verb.REPLACE: "replaced",
+    Verb.RESTART: "started again",
+    Verb.DELETE: "deleted",
+}
 
 
 class Progress:
@@ -27,6 +36,8 @@ class Progress:
         self._say = say
         self._states: dict[str, tuple[State, str]] = {}
         self._started: dict[str, float] = {}
+        self._titles: dict[str, str] = {}
+        self._reads = readings(target.choice)
         self._status = _spinner() if live else None
         self.failures: list[str] = []
 
@@ -48,9 +59,10 @@ class Progress:
             what = outcome.write.key
             if outcome.error:
                 self._fail(f"{outcome.change.resource}: {outcome.error}")
-            elif what.kind == "Run":
+            elif outcome.write.manifest is not None and outcome.write.manifest.title:
                 self._started.setdefault(what.name, time.monotonic())
-            elif what.kind == "Record":
+                self._titles[what.name] = outcome.write.manifest.title
+            elif self._is_record(outcome.write):
                 self._say(
                     f"  ~ {outcome.change.resource}: {outcome.change.sentence or 'its model is accepted'}"
                 )
@@ -67,12 +79,20 @@ class Progress:
             found = health(one, self._target)
             before = self._states.get(name)
             self._states[name] = (found.state, found.sentence)
-            if one.key.kind == "Run":
-                self._run(
-                    one.key.name, str(one.body["spec"].get("title", "")), found.state, found.sentence, before
-                )
-            elif before is not None and before[0] is not found.state and one.key.kind == "Service":
-                self._service(one.key.name, found.state, found.sentence)
+            read = self._reads.get(one.key.kind)
+            if read is None:
+                continue
+            if read.run is not None:
+                title = self._titles.get(one.key.name, one.key.name)
+                self._run(one.key.name, title, found.state, found.sentence, before)
+            elif before is not None and before[0] is not found.state and read.url is not None:
+                self._service(one.key.name, found.state, read.url(one.live) or found.sentence, found.sentence)
+
+    def _is_record(self, write: Write) -> bool:
+        read = self._reads.get(write.key.kind)
+        if write.manifest is None or read is None or read.record is None:
+            return False
+        return bool(read.record(Live(write.manifest.body, {})))
 
     def _run(
         self, name: str, title: str, state: State, sentence: str, before: tuple[State, str] | None
@@ -88,10 +108,10 @@ class Progress:
             case State.PROGRESSING:
                 self._say(f"  > {title} ({name}) ...")
 
-    def _service(self, name: str, state: State, sentence: str) -> None:
+    def _service(self, name: str, state: State, url: str, sentence: str) -> None:
         match state:
             case State.READY:
-                self._say(f"  + {name} answers at {sentence}")
+                self._say(f"  + {name} answers at {url}")
             case State.FAILED:
                 self._fail(f"{name}: {sentence}\n    mlspec logs ServingGraph/{name}")
 
@@ -103,9 +123,13 @@ class Progress:
         busy = [
             f"{name} {duration(time.monotonic() - self._started.get(name.split(' ', 1)[1], time.monotonic()))}"
             for name, (state, _) in self._states.items()
-            if state in (State.PROGRESSING, State.WAITING) and not name.startswith("Schedule")
+            if state in (State.PROGRESSING, State.WAITING) and not self._repeats(name)
         ]
         return ", ".join(busy) or "looking"
+
+    def _repeats(self, name: str) -> bool:
+        read = self._reads.get(name.split(" ", 1)[0])
+        return read is not None and read.result is not None
 
 
 def _spinner() -> Status:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlspec.compile import Compiled
-from mlspec.health import State
+from mlspec.compile import Compiled, readings
+from mlspec.engine import Reading
+from mlspec.health import Health, State
 from mlspec.kinds.project import Target
 from mlspec.resource import Resource
 from mlspec_reconciler.cluster import Object
@@ -18,6 +19,7 @@ from mlspec_reconciler.plan import Plan
 from mlspec_reconciler.reconcile import Round, health
 
 ATTENTION = ("alert", "failed", "degraded")
+UNREAD = Reading(lambda live: Health(State.UNKNOWN))
 WINDOWS = 8
 """How many windows and features `details` lists."""
 
@@ -54,24 +56,25 @@ def _line(
     if lowered.failed:
         return Line("failed", resource.id, lowered.failed, f"mlspec logs {resource.id}")
     judged = [(one, health(one, target)) for one in objects]
+    reads = readings(target.choice)
     for one, found in judged:
-        if one.key.kind == "Run":
+        if _read(one, reads).run is not None:
             continue
         if found.state is State.FAILED:
             return Line("failed", resource.id, found.sentence, f"mlspec logs {resource.id}")
         if found.state is State.DEGRADED:
             return Line("degraded", resource.id, found.sentence, f"mlspec logs {resource.id}")
     running = [
-        one
+        (one, found)
         for one, found in judged
-        if one.key.kind == "Run" and found.state in (State.PROGRESSING, State.WAITING)
+        if _read(one, reads).run is not None and found.state in (State.PROGRESSING, State.WAITING)
     ]
     if running:
-        return Line(
-            "runs",
-            resource.id,
-            f"{running[0].key.name} is running" + (f"; {lowered.note}" if lowered.note else ""),
-        )
+        one, found = running[0]
+        note = f"; {lowered.note}" if lowered.note else ""
+        if found.state is State.WAITING and target.kubernetes is not None:
+            return Line("waits", resource.id, f"{one.key.name}: {found.sentence}{note}")
+        return Line("runs", resource.id, f"{one.key.name} is running{note}")
     if lowered.waits:
         pending = any(change.resource == resource.id for change in plan.changes)
         return Line(
@@ -81,21 +84,31 @@ def _line(
         )
     match resource.kind:
         case "ServingGraph":
-            return _graph(resource, judged[0][0] if judged else None, lowered.note)
+            service = next((pair for pair in judged if _read(pair[0], reads).url is not None), None)
+            return _graph(resource, service, reads, lowered.note)
         case "MonitoringPolicy":
-            return _policy(resource, judged[0][0] if judged else None)
+            schedule = next((one for one in objects if _read(one, reads).result is not None), None)
+            return _policy(resource, schedule, reads)
         case "Project" | "Function" | "Receiver" | "FeatureView" | "Model":
             return None
         case _:
             return Line("ok", resource.id, lowered.note or "as declared")
 
 
-def _graph(resource: Resource, live: Object | None, note: str) -> Line:
-    if live is None:
+def _read(one: Object, reads: Mapping[str, Reading]) -> Reading:
+    return reads.get(one.key.kind) or UNREAD
+
+
+def _graph(
+    resource: Resource, service: tuple[Object, Health] | None, reads: Mapping[str, Reading], note: str
+) -> Line:
+    if service is None:
         return Line("waits", resource.id, "to be created", "mlspec apply")
-    url = str(live.status.get("url", ""))
-    if live.status.get("phase") != "ready":
-        return Line("starts", resource.id, str(live.status.get("message") or "starting"))
+    live, found = service
+    read = _read(live, reads)
+    url = read.url(live.live) if read.url is not None else ""
+    if found.state is not State.READY:
+        return Line("starts", resource.id, found.sentence or "starting")
     about = _ask(f"{url}/status")
     words = [url]
     if about and about.get("p99") is not None:
@@ -104,8 +117,8 @@ def _graph(resource: Resource, live: Object | None, note: str) -> Line:
     return Line("ok", resource.id, "  ".join(word for word in words if word))
 
 
-def _policy(resource: Resource, live: Object | None) -> Line:
-    result: Mapping[str, Any] = (live.status.get("lastResult") if live else None) or {}
+def _policy(resource: Resource, live: Object | None, reads: Mapping[str, Reading]) -> Line:
+    result = result_of(live, reads)
     firing = [alert for alert in result.get("alerts", {}).values() if alert.get("state") == "firing"]
     if firing:
         critical = any(alert.get("severity") == "critical" for alert in firing)
@@ -114,6 +127,12 @@ def _policy(resource: Resource, live: Object | None) -> Line:
     if live is None:
         return Line("waits", resource.id, "to be created", "mlspec apply")
     return Line("ok", resource.id, str(result.get("summary", "no evaluation yet")))
+
+
+def result_of(live: Object | None, reads: Mapping[str, Reading]) -> Mapping[str, Any]:
+    """The newest evaluation of a schedule; empty when there is none."""
+    read = _read(live, reads) if live is not None else UNREAD
+    return read.result(live.live) if live is not None and read.result is not None else {}
 
 
 def _ask(url: str) -> Mapping[str, Any] | None:
@@ -148,7 +167,7 @@ def details(objects: Sequence[Object], target: Target) -> list[str]:
     for one in objects:
         found = health(one, target)
         out.append(f"  {one.key}  {found.state}  {found.sentence}".rstrip())
-        out.extend(_evaluation(one.status.get("lastResult") or {}))
+        out.extend(_evaluation(result_of(one, readings(target.choice))))
     return out
 
 

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Object, Unavailable, key_of
+from mlspec_reconciler.cluster import Conflict, Object, Preview, Unavailable, key_of
 from mlspec_reconciler.clusters.local import lock, processes
 from mlspec_reconciler.clusters.local.store import RunRecord, Store
 
@@ -28,6 +28,8 @@ class LocalCluster:
 
     `root` is the storage root that processes get; `HOME/store` by default.
     """
+
+    concurrency = 1
 
     def __init__(self, home: Path, root: Path | None = None) -> None:
         self.home = home.absolute()
@@ -72,6 +74,14 @@ class LocalCluster:
                 raise Conflict(f"{key} exists already; a run is never changed")
             return self.store.put(key, body, annotations, old)
 
+    def holds(self, body: JSON, live: Object) -> bool:
+        """The store is ours alone."""
+        return True
+
+    def preview(self, writes: Sequence[tuple[JSON, Mapping[str, str], Object | None]]) -> Sequence[Preview]:
+        """Every write is accepted."""
+        return [Preview() for _ in writes]
+
     def delete(self, key: Key, uid: str) -> None:
         """Delete exactly this object: at once when nothing runs for it, otherwise once the supervisor has ended that."""
         with self.store.write():
@@ -102,9 +112,20 @@ class LocalCluster:
         """Every run that was ever made here, by name, also when its object is gone."""
         return {one.name: RunFact(one.phase, one.results, one.message) for one in self.store.runs()}
 
+    def remember(self, name: str, fact: RunFact) -> None:
+        """The supervisor has written it down already."""
+
     def history(self, name: str | None = None) -> list[RunRecord]:  # type: ignore[valid-type]  # `list` is a method here
         """The run history with times and attempts, oldest first; of one run when `name` is given."""
         return self.store.runs(name)
+
+    def lacks(self, kinds: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """Every kind is known."""
+        return {}
+
+    def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
+        """Everything is permitted."""
+        return ()
 
     def note(self, name: str) -> JSON | None:
         """A document kept beside the objects."""
@@ -114,9 +135,20 @@ class LocalCluster:
         """Replace a document."""
         self.store.set_note(name, document)
 
+    def forget(self) -> None:
+        """Drop the inventory; snapshots, models and the history of runs stay for a later apply."""
+        self.set_note("inventory", {})
+
     def logs(self, key: Key) -> tuple[Path, ...]:
         """The log files of an object, by step; the supervisor's own is `HOME/logs/supervisor.log`."""
         return tuple(sorted((self.home / "logs" / key.kind.lower() / key.name).glob("*.log")))
+
+    def printed(self, live: Object, lines: int) -> Mapping[str, str]:
+        """From the log files, by step."""
+        return {
+            path.stem: "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+            for path in self.logs(live.key)
+        }
 
     @property
     def awake(self) -> bool:

@@ -1,0 +1,558 @@
+"""`KubeCluster`: the contract of a cluster in a namespace of Kubernetes.
+
+Declarative objects are written by server-side apply with one field manager and never by force, runs by a create that
+refuses what exists. What is ours is known from the inventory and from the objects' own marks, never from a label alone.
+API facts: https://kubernetes.io/docs/reference/using-api/server-side-apply/
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NoReturn
+
+from mlspec.compile import readings
+from mlspec.kinds.project import KubernetesTarget
+from mlspec.manifest import Key
+from mlspec.workload import RunFact
+from mlspec_reconciler.cluster import (
+    Conflict,
+    Difference,
+    Immutable,
+    Object,
+    Preview,
+    Refused,
+    Unavailable,
+    key_of,
+)
+from mlspec_reconciler.clusters.kube import access, errors, owned
+from mlspec_reconciler.clusters.kube.discovery import Discovery
+from mlspec_reconciler.clusters.kube.ledger import Ledger
+from mlspec_reconciler.clusters.kube.parts import Parts, kinds
+from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
+from mlspec_reconciler.clusters.kube.watching import Watching
+
+JSON = Mapping[str, Any]
+MANAGER = "mlspec"
+OWN = "mlspec.dev/"
+SINGLE_READS = 16
+"""Objects of one kind that are looked for one by one; more are found by one list."""
+HELPERS = ("init", "wait")
+"""Containers that Argo adds to its pods."""
+RETRIES = 5
+"""Writes of an object whose status changes all the time, each with the version that was read just before."""
+INSTALL = {
+    "argoproj.io": "install Argo Workflows, or choose engine: job",
+    "kueue.x-k8s.io": "install Kueue, or take the pool away",
+    "gateway.networking.k8s.io": "install the Gateway API, or take the gateway away",
+}
+"""API group -> what to do when the cluster lacks it."""
+
+
+class KubeCluster:
+    """The objects of one project in one namespace. Safe to use from several threads."""
+
+    def __init__(
+        self, transport: Transport, discovery: Discovery, target: KubernetesTarget, project: str
+    ) -> None:
+        self.transport = transport
+        self.namespace = target.namespace
+        self.project = project
+        self.ledger = Ledger(transport, target.namespace, project)
+        self._discovery = discovery
+        self._fields = target.fields
+        self._absent: set[Key] = set()
+        """Keys that were asked for in this process and were not there; the write itself proves it again."""
+        self._seen: dict[Key, Object] = {}
+        self._watching: Watching | None = None
+
+    @staticmethod
+    def open(target: KubernetesTarget, project: str) -> KubeCluster:
+        """Connect by kubeconfig context. Raises `Unavailable` when there is no cluster or no such namespace."""
+        transport = Transport.open(target.context)
+        cluster = KubeCluster(transport, Discovery.cached(transport), target, project)
+        try:
+            transport.request("GET", f"/api/v1/namespaces/{target.namespace}")
+        except errors.NotFound:
+            words = f"there is no namespace {target.namespace} on {transport.server}"
+            raise Unavailable(f"{words}; make it with: kubectl create namespace {target.namespace}") from None
+        except errors.Forbidden:
+            pass  # whoever may not read the namespace may still use it
+        return cluster
+
+    def close(self) -> None:
+        """End watches and connections."""
+        if self._watching is not None:
+            self._watching.close()
+        self.transport.close()
+
+    @property
+    def concurrency(self) -> int:
+        """Writes at a time."""
+        return self.transport.concurrency
+
+    @cached_property
+    def identity(self) -> str:
+        """`kubernetes/UID/NAMESPACE`, by the uid of kube-system; where that may not be read, of this namespace's root
+        certificate."""
+        for path in (
+            "/api/v1/namespaces/kube-system",
+            f"/api/v1/namespaces/{self.namespace}/configmaps/kube-root-ca.crt",
+        ):
+            try:
+                uid = self.transport.request("GET", path).body["metadata"]["uid"]
+            except (errors.Forbidden, errors.NotFound):
+                continue
+            return f"kubernetes/{uid}/{self.namespace}"
+        raise Unavailable(
+            f"the cluster cannot be told from others: grant get on the ConfigMap kube-root-ca.crt in {self.namespace}"
+        )
+
+    def get(self, key: Key) -> Object | None:
+        """One object; None when the API server is sure that there is none."""
+        if self._discovery.resource(key.api_version, key.kind) is None:
+            return None
+        try:
+            body = self.transport.request("GET", self._path(key)).body
+        except errors.NotFound:
+            return None
+        except errors.ApiError as error:
+            raise Unavailable(f"{key} cannot be read: {error}") from error
+        return _object(body, self._parts_of([body]))
+
+    def list(self) -> Iterable[Object]:
+        """All objects of the inventory that exist, with their parts."""
+        keys = self._inventory()
+        found = self._read(keys)
+        parts = self._parts_of(found.values())
+        objects = [_object(body, parts) for body in found.values()]
+        self._seen = {one.key: one for one in objects}
+        self._absent |= keys - found.keys()
+        return objects
+
+    def create(self, body: JSON, annotations: Mapping[str, str]) -> Object:
+        """Create; `Conflict` when it exists."""
+        key = key_of(body)
+        if self._is_run(key):
+            return self._create_run(key, body, annotations)
+        if key not in self._absent and (live := self.get(key)) is not None:
+            raise Conflict(f"{key} {'is being deleted' if live.deleting else 'exists already'}")
+        answer = self._apply(key, self._complete(body, annotations))
+        self._absent.discard(key)
+        if (
+            answer.status != 201
+        ):  # somebody was faster: take our fields back, which leaves theirs as they were
+            if (
+                not answer.body["metadata"].get("annotations", {}).get(OWN + "resource")
+                or len(_managers(answer.body)) > 1
+            ):
+                self._release(key)
+            raise Conflict(f"{key} exists already")
+        return _object(answer.body, Parts(()))
+
+    def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
+        """Server-side apply; with `version`, `Conflict` unless nobody edited the object since."""
+        key = key_of(body)
+        complete = self._complete(body, annotations)
+        for _ in range(RETRIES):
+            if version is not None:
+                complete["metadata"]["resourceVersion"] = version
+            try:
+                return _object(self._apply(key, complete).body, self._parts_of(()))
+            except Conflict:
+                live = self.get(key) if version is not None else None
+                before = self._seen.get(key)
+                if live is None or before is None or live.deleting or live.content != before.content:
+                    raise
+                version = live.version  # only its status moved
+        raise Conflict(f"{key} has changed {RETRIES} times while it was written")
+
+    def holds(self, body: JSON, live: Object) -> bool | None:
+        """By the managed fields of the live object; None where only the server can tell."""
+        match owned.proof(self._wanted(body), live.body, MANAGER):
+            case owned.Proof.HOLDS:
+                return True
+            case owned.Proof.DIFFERS:
+                return False
+        return None
+
+    def preview(self, writes: Sequence[tuple[JSON, Mapping[str, str], Object | None]]) -> Sequence[Preview]:
+        """A dry run of each write, some at a time."""
+        answers = self.transport.each(lambda write: self._preview(*write), writes)
+        return [
+            Preview(refusal=str(answer)) if isinstance(answer, errors.ApiError) else answer
+            for answer in answers
+        ]
+
+    def delete(self, key: Key, uid: str) -> None:
+        """Ask for deletion of exactly this object; what was made for it goes with it."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            self.transport.request("DELETE", self._path(key), body=options)
+        except (errors.NotFound, errors.ConflictError):  # gone, or another object by now
+            return
+        except errors.ApiError as error:
+            raise Refused(str(error)) from error
+
+    def watch(self, timeout: float) -> Iterator[Key]:
+        """Keys of objects (and of their pods) as they change."""
+        watched = {(key.api_version, key.kind) for key in self._seen}
+        watched |= kinds(one.body for one in self._seen.values())
+        targets = {
+            (self._collection(*kind), _selector(self.project) if kind[1] != "Workload" else "")
+            for kind in sorted(watched)
+            if self._discovery.resource(*kind) is not None
+        }
+        if self._watching is None:
+            self._watching = Watching(self.transport, targets)
+        else:
+            self._watching.follow(targets)
+        if not targets:
+            time.sleep(timeout)
+        return self._watching.changes(timeout)
+
+    def wake(self) -> None:
+        """The cluster's own controllers run the objects."""
+
+    def runs(self) -> Mapping[str, RunFact]:
+        """Ends of runs that were remembered."""
+        return self.ledger.runs()
+
+    def remember(self, name: str, fact: RunFact) -> None:
+        """Keep how a run ended."""
+        self.ledger.remember(name, fact)
+
+    def note(self, name: str) -> JSON | None:
+        """A document beside the objects."""
+        return self.ledger.read(name)
+
+    def set_note(self, name: str, document: JSON) -> None:
+        """Replace a document; `Conflict` when somebody else did since it was read."""
+        self.ledger.write(name, document)
+
+    def forget(self) -> None:
+        """Delete every document, so that nothing of the project is left in the namespace."""
+        self.ledger.clear()
+
+    def lacks(self, wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """Kinds that the cluster does not serve, with what to do."""
+        return {
+            (api_version, kind): f"the cluster lacks {kind} of {api_version}: "
+            + INSTALL.get(api_version.split("/")[0], "install what serves it")
+            for api_version, kind in self._discovery.missing(wanted)
+        }
+
+    def forbidden(self, wanted: Iterable[tuple[str, str]]) -> Sequence[str]:
+        """What we may not do with these kinds here, one sentence each."""
+        rights = []
+        for api_version, kind in sorted({*wanted, ("v1", "ConfigMap")}):
+            resource = self._discovery.resource(api_version, kind)
+            if resource is None:
+                continue
+            namespace = self.namespace if resource.namespaced else ""
+            rights += [
+                access.Right(verb, resource.group, resource.plural, namespace)
+                for verb in ("get", "list", "watch", "create", "patch", "delete")
+            ]
+        missing: dict[tuple[str, str], list[str]] = {}
+        for right in access.missing(self.transport, rights):
+            missing.setdefault((right.resource, right.group), []).append(right.verb)
+        return [
+            f"you may not {', '.join(verbs)} {resource}{'.' + group if group else ''} in {self.namespace}; ask for the role"
+            for (resource, group), verbs in missing.items()
+        ]
+
+    def printed(self, live: Object, lines: int) -> Mapping[str, str]:
+        """From the containers of its pods, as long as the pods are there: `POD CONTAINER`."""
+        found = {}
+        for part in live.parts:
+            if part["kind"] != "Pod":
+                continue
+            pod, spec = part["metadata"]["name"], part["spec"]
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                if container["name"] in HELPERS:
+                    continue
+                path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
+                query = {"container": container["name"], "tailLines": str(lines)}
+                try:
+                    found[f"{pod} {container['name']}"] = self.transport.text(path, query=query)
+                except errors.ApiError:  # it has not started yet
+                    continue
+        return found
+
+    def _inventory(self) -> set[Key]:
+        document = self.note("inventory") or {}
+        return {Key(*row[:4]) for entry in document.get("entries", {}).values() for row in entry["objects"]}
+
+    def _read(self, keys: set[Key]) -> dict[Key, dict[str, Any]]:
+        """Those of the keys that exist: by one list per kind, and what lost its label one by one."""
+        by_kind: dict[tuple[str, str], set[Key]] = {}
+        for key in keys:
+            by_kind.setdefault((key.api_version, key.kind), set()).add(key)
+        served = [kind for kind in sorted(by_kind) if self._discovery.resource(*kind) is not None]
+        found: dict[Key, dict[str, Any]] = {}
+        for items in self._lists(served, _selector(self.project)):
+            found |= {key: one for one in items if (key := key_of(one)) in keys}
+        singles: list[Key] = []
+        for kind in served:
+            missing = by_kind[kind] - found.keys()
+            if len(missing) <= SINGLE_READS:
+                singles += sorted(missing)
+                continue
+            for items in self._lists([kind], ""):
+                found |= {key: one for one in items if (key := key_of(one)) in missing}
+        for key, live in zip(singles, self.transport.each(self.get, singles), strict=True):
+            if isinstance(live, errors.ApiError):
+                raise Unavailable(f"{key} cannot be read: {live}")
+            if live is not None:
+                found[key] = dict(live.body)
+        return found
+
+    def _parts_of(self, bodies: Iterable[JSON]) -> Parts:
+        wanted = [kind for kind in sorted(kinds(bodies)) if self._discovery.resource(*kind) is not None]
+        ours = [kind for kind in wanted if kind[1] != "Workload"]  # Kueue does not copy labels to its own
+        lists = [
+            *self._lists(ours, _selector(self.project)),
+            *self._lists([k for k in wanted if k not in ours], ""),
+        ]
+        return Parts(one for items in lists for one in items)
+
+    def _lists(self, wanted: Sequence[tuple[str, str]], selector: str) -> Sequence[Sequence[dict[str, Any]]]:
+        query = {"labelSelector": selector} if selector else {}
+        answers = self.transport.each(
+            lambda kind: self.transport.list(self._collection(*kind), query=query)[0], wanted
+        )
+        for kind, answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, errors.ApiError):
+                raise Unavailable(f"{kind[1]}s of {kind[0]} cannot be listed: {answer}")
+        return [answer for answer in answers if not isinstance(answer, errors.ApiError)]
+
+    def _create_run(self, key: Key, body: JSON, annotations: Mapping[str, str]) -> Object:
+        complete = self._complete(body, annotations)
+        try:
+            return _object(self._post(key, complete).body, Parts(()))
+        except errors.AlreadyExists as error:
+            raise Conflict(f"{key} exists already") from error
+        except errors.ApiError as error:
+            _refuse(key, error)
+        except Unavailable:
+            # It is not known whether it was made. Looking is safe: the name says what it computes.
+            live = self.get(key)
+            if live is not None and live.annotations == dict(annotations):
+                return live
+            raise
+
+    def _post(self, key: Key, body: JSON, **query: str) -> Answer:
+        query |= {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return self.transport.request(
+            "POST", self._collection(key.api_version, key.kind), query=query, body=body, retry=False
+        )
+
+    def _apply(self, key: Key, body: JSON, *, dry: bool = False) -> Answer:
+        """One server-side apply. Fields that others own are taken only where the project says so, field by field."""
+        try:
+            return self._patch(key, body, force=False, dry=dry)
+        except errors.ConflictError as error:
+            held = [cause for cause in error.causes if cause.reason == "FieldManagerConflict"]
+            if not held:
+                raise Conflict(f"{key} has changed: {error}") from error
+            kept = [cause for cause in held if not self._takes(key, cause.field)]
+            if kept:
+                raise Refused(_conflict_words(kept)) from error
+            try:
+                return self._patch(key, body, force=True, dry=dry)
+            except errors.ApiError as again:
+                _refuse(key, again)
+        except errors.NotFound as error:  # only when a version was asked for
+            raise Conflict(f"{key} is gone") from error
+        except errors.ApiError as error:
+            _refuse(key, error)
+
+    def _patch(self, key: Key, body: JSON, *, force: bool, dry: bool) -> Answer:
+        query = {
+            "fieldManager": MANAGER,
+            "force": str(force).lower(),
+            "fieldValidation": "Strict",
+        }
+        if dry:
+            query["dryRun"] = "All"
+        return self.transport.request(
+            "PATCH", self._path(key), query=query, body=body, content_type=APPLY_TYPE
+        )
+
+    def _release(self, key: Key) -> None:
+        """Give back every field that we own in an object that is not ours."""
+        body = {
+            "apiVersion": key.api_version,
+            "kind": key.kind,
+            "metadata": {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})},
+        }
+        self._patch(key, body, force=False, dry=False)
+
+    def _preview(self, body: JSON, annotations: Mapping[str, str], live: Object | None) -> Preview:
+        key = key_of(body)
+        complete = self._complete(body, annotations)
+        try:
+            if self._is_run(key):
+                return self._preview_run(key, complete)
+            if live is None and key not in self._absent:
+                live = self.get(key)
+                if live is None:
+                    self._absent.add(key)
+                elif live.annotations.get(OWN + "resource") != annotations.get(OWN + "resource"):
+                    return Preview(foreign=_maker(live.body))
+            answer = self._apply(key, complete, dry=True)
+        except Immutable as error:
+            return Preview(forced_by=error.field)
+        except (Refused, Conflict) as error:
+            return Preview(refusal=str(error))
+        if live is None:
+            return Preview()
+        if _essence(answer.body) == _essence(live.body):
+            return Preview(changes=False)
+        found = owned.differences(self._wanted(body), live.body, MANAGER)
+        return Preview(
+            differences=tuple(
+                Difference(path, _shown(key, path, old), _shown(key, path, new)) for path, old, new in found
+            )
+        )
+
+    def _preview_run(self, key: Key, body: JSON) -> Preview:
+        try:
+            self._post(key, body, dryRun="All")
+        except errors.AlreadyExists:
+            live = self.get(key)
+            return Preview(foreign=_maker(live.body)) if live and not live.annotations else Preview()
+        except errors.ApiError as error:
+            _refuse(key, error)
+        return Preview()
+
+    def _complete(self, body: JSON, annotations: Mapping[str, str]) -> dict[str, Any]:
+        """The body with our notes and marks."""
+        metadata = dict(body["metadata"])
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
+        metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self.project}
+        return {**self._wanted(body), "metadata": metadata}
+
+    def _wanted(self, body: JSON) -> JSON:
+        """The body without the fields that the project leaves to others."""
+        key = key_of(body)
+        left = [rule.field for rule in self._fields if rule.owner == "other" and _meets(rule, key)]
+        metadata = dict(body["metadata"])
+        metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self.project}
+        wanted: JSON = {**body, "metadata": metadata}
+        for field in left:
+            wanted = _without(wanted, field.split("."))
+        return wanted
+
+    def _takes(self, key: Key, field: str) -> bool:
+        return any(
+            rule.owner == "mlspec" and _meets(rule, key) and rule.field == field.lstrip(".")
+            for rule in self._fields
+        )
+
+    def _is_run(self, key: Key) -> bool:
+        read = readings("kubernetes").get(key.kind)
+        return read is not None and read.run is not None
+
+    def _path(self, key: Key) -> str:
+        return self._discovery.path(key.api_version, key.kind, key.namespace, key.name)
+
+    def _collection(self, api_version: str, kind: str) -> str:
+        return self._discovery.path(api_version, kind, self.namespace)
+
+
+def _object(body: JSON, parts: Parts) -> Object:
+    metadata = body["metadata"]
+    return Object(
+        key_of(body),
+        body,
+        body.get("status") or {},
+        metadata["uid"],
+        metadata["resourceVersion"],
+        {name: value for name, value in (metadata.get("annotations") or {}).items() if name.startswith(OWN)},
+        deleting="deletionTimestamp" in metadata,
+        parts=parts.of(body),
+    )
+
+
+def _selector(project: str) -> str:
+    return f"{OWN}project={project}"
+
+
+def _meets(rule: Any, key: Key) -> bool:
+    return bool(rule.kind == key.kind and rule.name in (None, key.name))
+
+
+def _without(body: Any, path: Sequence[str]) -> Any:
+    """A copy without the field."""
+    if not path or not isinstance(body, Mapping) or path[0] not in body:
+        return body
+    if len(path) == 1:
+        return {name: value for name, value in body.items() if name != path[0]}
+    return {**body, path[0]: _without(body[path[0]], path[1:])}
+
+
+def _essence(body: JSON) -> JSON:
+    """What a dry run is compared by: all but the bookkeeping of writes."""
+    metadata = {
+        name: value
+        for name, value in body["metadata"].items()
+        if name not in ("managedFields", "resourceVersion", "generation")
+    }
+    metadata["annotations"] = {
+        name: value for name, value in (metadata.get("annotations") or {}).items() if not name.startswith(OWN)
+    }
+    return {**body, "metadata": metadata, "owners": _owners(body)}
+
+
+def _owners(body: JSON) -> list[JSON]:
+    return [
+        {name: value for name, value in entry.items() if name != "time"}
+        for entry in body["metadata"].get("managedFields") or ()
+    ]
+
+
+def _managers(body: JSON) -> set[str]:
+    return {entry["manager"] for entry in body["metadata"].get("managedFields") or ()}
+
+
+def _maker(body: JSON) -> str:
+    """Who made an object, as far as it says."""
+    return ", ".join(sorted(_managers(body) - {MANAGER})) or "somebody else"
+
+
+def _shown(key: Key, path: Sequence[str | int], value: Any) -> Any:
+    """The value as it may be shown: nothing of a Secret."""
+    if value is owned.ABSENT:
+        return None
+    return "(secret)" if key.kind == "Secret" and path[:1] != ("metadata",) else value
+
+
+def _conflict_words(causes: Sequence[errors.Cause]) -> str:
+    fields = ", ".join(cause.field.lstrip(".") for cause in causes)
+    managers = sorted({cause.message.split('"')[1] for cause in causes if '"' in cause.message})
+    return (
+        f"{fields} belongs to {', '.join(managers) or 'another manager'}; leave it to them or take it, "
+        "with the target's fields: [{kind, field, owner: other|mlspec}]"
+    )
+
+
+def _refuse(key: Key, error: errors.ApiError) -> NoReturn:
+    if isinstance(error, errors.Invalid):
+        for cause in error.causes:
+            if "immutable" in cause.message or "may not change" in cause.message:
+                raise Immutable(cause.field, cause.message) from error
+        details = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes)
+        raise Refused(f"it is not valid: {details or error}") from error
+    if isinstance(error, errors.NotServed):
+        raise Refused(f"the cluster does not serve {key.kind} of {key.api_version}") from error
+    if isinstance(error, errors.Forbidden):
+        raise Refused(f"it is not permitted: {error}") from error
+    raise Refused(str(error)) from error

@@ -1,0 +1,113 @@
+"""Guards: what an apply must not do without a person who says so.
+
+A broken checkout, another cluster or a slip of the keyboard looks just like a wish to delete. Each guard says why it stops,
+and which option lets it pass.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler.plan import Action, Verb
+from mlspec_reconciler.reconcile import Round
+from mlspec_reconciler.workspace import Opened, applied
+
+DELETES, CLUSTER = "--allow-deletes", "--allow-other-cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an apply stops before it begins."""
+
+    code: str
+    sentence: str
+    allow: str = ""
+    """The option of `mlspec apply` that lets it pass; empty when nothing does."""
+
+    def __str__(self) -> str:
+        way = f"\n  if this is meant: mlspec apply {self.allow}" if self.allow else ""
+        return f"error[{self.code}]: {self.sentence}{way}"
+
+
+def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
+    """All reasons to stop."""
+    assert project.wanted is not None
+    found = [*_suspended(project, seen), *_other_cluster(project, cluster)]
+    if seen.plan.of(Action.DELETE):
+        found += [*_missing_files(project, seen), *_too_many(project, seen)]
+    return found + list(_forbidden(seen, cluster))
+
+
+def _suspended(project: Opened, seen: Round) -> Iterator[Refusal]:
+    assert project.wanted is not None
+    if project.wanted.project.settings.suspend and any(change.writes for change in seen.plan.changes):
+        yield Refusal("suspended", "the Project says suspend: true; nothing is written until it does not")
+
+
+def _other_cluster(project: Opened, cluster: Cluster) -> Iterator[Refusal]:
+    before = (applied(project.workspace, project.target_name) or {}).get("cluster")
+    if before is not None and before != cluster.identity:
+        yield Refusal(
+            "other-cluster",
+            f"target {project.target_name} was applied to the cluster {before} the last time, "
+            f"this is {cluster.identity}: is the kubeconfig context the right one?",
+            CLUSTER,
+        )
+
+
+def _missing_files(project: Opened, seen: Round) -> Iterator[Refusal]:
+    """Files that the commit has and the working tree has not: a sparse or broken checkout, not a wish to delete."""
+    entries = seen.plan.inventory.entries
+    names = {
+        entries[change.resource].place.rpartition(":")[0]
+        for change in seen.plan.of(Action.DELETE)
+        if change.resource in entries
+    }
+    root = project.workspace.root
+    absent = sorted(name for name in names if name and not (root / name).exists())
+    if not absent:
+        return
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "ls-tree", "--name-only", "HEAD", "--", *absent],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return
+    if held := done.stdout.split("\n")[:-1]:
+        yield Refusal(
+            "partial-checkout",
+            f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} in the commit, but not in the working tree: "
+            "the checkout is not complete (git status)",
+            DELETES,
+        )
+
+
+def _too_many(project: Opened, seen: Round) -> Iterator[Refusal]:
+    assert project.wanted is not None
+    share = project.wanted.project.settings.prune.max_share
+    deletes, known = len(seen.plan.of(Action.DELETE)), len(seen.plan.inventory.entries)
+    if deletes > max(1, share * known):
+        yield Refusal(
+            "many-deletes",
+            f"this would delete {deletes} of {known} resources, more than prune.maxShare {share:.0%} allows",
+            DELETES,
+        )
+
+
+def _forbidden(seen: Round, cluster: Cluster) -> Iterator[Refusal]:
+    """Permissions that the plan needs and we do not have: told before, not in the middle."""
+    kinds = {
+        (write.key.api_version, write.key.kind)
+        for change in seen.plan.changes
+        for write in change.writes
+        if write.verb in (Verb.CREATE, Verb.APPLY, Verb.ADOPT, Verb.REPLACE, Verb.RESTART, Verb.DELETE)
+    }
+    for sentence in cluster.forbidden(kinds) if kinds else ():
+        yield Refusal("forbidden", sentence)
