@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check controlplane unit bench schemas requirements clean
+.PHONY: demo test check controlplane unit e2e bench schemas requirements clean
 
 demo: $(STAMP)
 	$(RUN)/python examples/flights/demo.py
@@ -28,6 +28,10 @@ controlplane: $(STAMP)
 unit: $(STAMP)
 	$(RUN)/python -m pytest
 
+# Real pods on a real node, made and removed by the tests: root on Linux, Debian's packages; elsewhere skipped with the reason.
+e2e: $(STAMP)
+	$(RUN)/python -m pytest -m node
+
 bench: $(STAMP)
 	$(RUN)/python -m benchmarks
 
@@ -45,6 +49,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 requirements: $(STAMP)
 	$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
 		--no-header pyproject.toml --output-file requirements/dev.txt
+	$(RUN)/uv pip compile --quiet --universal --python-version 3.11 --constraint requirements/dev.txt --generate-hashes \
+		--no-emit-index-url --no-header requirements/runtime.in --output-file requirements/runtime.txt
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,373 @@
+"""One real node: containerd, kubelet, kube-proxy and CoreDNS in a machine of their own, against a `ControlPlane`.
+
+The top of layer 3. Tests take `cluster`, which starts the control plane too; everything that pods need is there when it
+returns: images, cluster DNS, Services. Nothing is pulled, so pods say `imagePullPolicy: Never` or `IfNotPresent`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.bed import build
+from cluster.bed.api import document
+from cluster.bed.certificates import Pair
+from cluster.bed.controlplane import ControlPlane
+from cluster.bed.node import images, packages
+from cluster.bed.node.machine import Machine
+from cluster.bed.processes import wait_for
+
+BINARIES = ("kubelet", "kube-proxy", "coredns")
+NAME = "real"
+"""Of the Node; its label `mlspec.dev/bed=real` tells it from simulated ones."""
+DOMAIN = "cluster.local"
+USER = 10001
+"""Of the runtime image; it owns the volumes."""
+SOCKET = "/run/containerd/containerd.sock"
+
+
+class Node:
+    """A running node. Make one with `start`, or with its control plane by `cluster`."""
+
+    def __init__(self, plane: ControlPlane, machine: Machine) -> None:
+        self.plane = plane
+        self.machine = machine
+        self.runtime: images.Image
+        """The runtime image of this checkout; `runtime.name` is what a pod says."""
+
+    @classmethod
+    def start(cls, plane: ControlPlane, machine: Machine, *, extra_requirements: Sequence[str] = ()) -> Node:
+        """Start all four and wait until the node is ready for pods; about 20 s, most of it to import the images.
+
+        Args:
+            plane: a control plane that listens beyond loopback: `bind_address="0.0.0.0"` and
+                `advertise_address=machine.host_address`.
+            machine: where they run. It is the caller's to stop, and ends the node.
+            extra_requirements: libraries that the runtime image gets beside its own.
+
+        Raises:
+            build.Unavailable, build.BuildFailed: as `build.binary` and `images.runtime`.
+            StartFailed: a process ended or did not become ready; its log is in the message.
+        """
+        node = cls(plane, machine)
+        binaries = {name: build.binary(name) for name in BINARIES}
+        wanted = [images.pause(), images.argoexec(), images.runtime(extra_requirements)]
+        node.runtime = wanted[-1]
+        node._start_containerd()
+        with ThreadPoolExecutor(
+            1
+        ) as pool:  # an import unpacks for some seconds, the rest waits for each other
+            imported = pool.map(node.import_image, wanted)
+            node._start_dns(binaries["coredns"])
+            node._start_proxy(binaries["kube-proxy"])
+            node._start_kubelet(binaries["kubelet"])
+            list(imported)
+        return node
+
+    def import_image(self, image: images.Image) -> None:
+        """Give an image to containerd, under its name and under `repository@sha256:...`."""
+        self._ctr("images", "import", str(image.archive))
+        repository = image.name.rpartition(":")[0]
+        self._ctr("images", "tag", "--force", image.name, f"{repository}@{self.digest(image)}")
+
+    def digest(self, image: images.Image) -> str:
+        """`sha256:...` of an imported image, for a pod that names images by digest."""
+        for line in self._ctr("images", "list", f"name=={image.name}").splitlines()[1:]:
+            return line.split()[2]
+        raise LookupError(f"{image.name} was not imported")
+
+    def claim(self, namespace: str, name: str, *, size: str = "10Gi") -> str:
+        """A PersistentVolume on this machine's disk and a bound claim (ReadWriteMany) for it; the claim's name.
+
+        Its folder is `volume(namespace, name)`; uid 10001 may write to it.
+        """
+        folder = self.volume(namespace, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o2775)
+        os.chown(folder, USER, USER)
+        volume = f"{namespace}-{name}"
+        common: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+        self.plane.apply(
+            [
+                document(
+                    "v1",
+                    "PersistentVolume",
+                    volume,
+                    spec={
+                        **common,
+                        "capacity": {"storage": size},
+                        "persistentVolumeReclaimPolicy": "Retain",
+                        "hostPath": {"path": str(folder), "type": "Directory"},
+                        "claimRef": {"namespace": namespace, "name": name},
+                    },
+                ),
+                document(
+                    "v1",
+                    "PersistentVolumeClaim",
+                    name,
+                    namespace,
+                    spec={**common, "volumeName": volume, "resources": {"requests": {"storage": size}}},
+                ),
+            ]
+        )
+        wait_for(
+            lambda: (
+                self.plane.api.get("v1", "PersistentVolumeClaim", name, namespace)
+                .get("status", {})
+                .get("phase")
+                == "Bound"
+            ),
+            f"the claim {namespace}/{name}",
+        )
+        return name
+
+    def volume(self, namespace: str, name: str) -> Path:
+        """The folder behind a claim, to look into from a test."""
+        return self.machine.folder / "volumes" / namespace / name
+
+    def _start_containerd(self) -> None:
+        folder = self._folder("containerd")
+        network = self._folder("cni")
+        (network / "10-pods.conflist").write_text(json.dumps(self._network(), indent=1))
+        config = folder / "config.toml"
+        config.write_text(
+            CONTAINERD.format(
+                root=folder / "root",
+                pause=images.PAUSE,
+                plugins=packages.PLUGINS,
+                network=network,
+            )
+        )
+        server = self.machine.serve("containerd", "containerd", "--config", config)
+        server.wait_until(lambda: _works(lambda: self._ctr("version")))
+
+    def _network(self) -> dict[str, Any]:
+        """Point-to-point links with routes, no bridge: then all traffic between pods passes through the rules of Services."""
+        addresses = {
+            "type": "host-local",
+            "ranges": [[{"subnet": self.machine.pods}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        return {
+            "cniVersion": "0.4.0",
+            "name": self.machine.name,
+            "plugins": [
+                {"type": "ptp", "ipMasq": False, "ipam": addresses},
+                {"type": "portmap", "capabilities": {"portMappings": True}},
+            ],
+        }
+
+    def _start_dns(self, binary: Path) -> None:
+        token = self.plane.service_account(
+            "kube-system",
+            "coredns",
+            cluster_rules=[
+                {
+                    "apiGroups": [""],
+                    "resources": ["services", "pods", "namespaces"],
+                    "verbs": ["list", "watch"],
+                },
+                {
+                    "apiGroups": ["discovery.k8s.io"],
+                    "resources": ["endpointslices"],
+                    "verbs": ["list", "watch"],
+                },
+            ],
+        )
+        config = self._folder("coredns") / "Corefile"
+        config.write_text(
+            COREDNS.format(
+                address=self.machine.address,
+                domain=DOMAIN,
+                kubeconfig=self._kubeconfig("coredns", {"token": token}),
+            )
+        )
+        self.machine.serve("coredns", binary, "-conf", config)
+
+    def _start_proxy(self, binary: Path) -> None:
+        user = self.plane.authority.issue("kube-proxy", "system:kube-proxy")
+        config = self._folder("kube-proxy") / "config.yaml"
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+                    "kind": "KubeProxyConfiguration",
+                    "clientConnection": {
+                        "kubeconfig": str(self._kubeconfig("kube-proxy", _certificate(user)))
+                    },
+                    "mode": "iptables",
+                    "clusterCIDR": self.machine.pods,
+                    "hostnameOverride": NAME,
+                    # Settings of the whole kernel, which are not the node's to change.
+                    "conntrack": {
+                        "maxPerCore": 0,
+                        "min": 0,
+                        "tcpEstablishedTimeout": "0s",
+                        "tcpCloseWaitTimeout": "0s",
+                    },
+                    "iptables": {"localhostNodePorts": False, "minSyncPeriod": "0s"},
+                }
+            )
+        )
+        self.machine.serve("kube-proxy", binary, f"--config={config}")
+
+    def _start_kubelet(self, binary: Path) -> None:
+        folder = self._folder("kubelet")
+        user = self.plane.authority.issue("kubelet", f"system:node:{NAME}", organizations=["system:nodes"])
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump(self._kubelet(folder)))
+        server = self.machine.serve(
+            "kubelet",
+            binary,
+            f"--config={config}",
+            f"--kubeconfig={self._kubeconfig('kubelet', _certificate(user))}",
+            f"--root-dir={folder / 'root'}",
+            f"--cert-dir={folder / 'pki'}",
+            f"--hostname-override={NAME}",
+            f"--node-ip={self.machine.address}",
+            "--node-labels=mlspec.dev/bed=real",
+        )
+        server.wait_until(self._ready, timeout=120)
+
+    def _kubelet(self, folder: Path) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": f"unix://{SOCKET}",
+            "address": self.machine.address,
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": False},
+                "x509": {"clientCAFile": str(self.plane.ca_file)},
+            },
+            "authorization": {"mode": "AlwaysAllow"},
+            "clusterDomain": DOMAIN,
+            "clusterDNS": [self.machine.address],
+            "resolvConf": str(self.machine.folder / "resolv.conf"),
+            "podLogsDir": str(folder / "logs"),
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": self.machine.cgroup,
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "protectKernelDefaults": True,
+            "enforceNodeAllocatable": [],
+            "makeIPTablesUtilChains": False,
+            "localStorageCapacityIsolation": False,
+            # The disk is the machine's, and no image can be pulled again.
+            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
+            "shutdownGracePeriod": "0s",
+            "maxPods": ipaddress.ip_network(self.machine.pods).num_addresses - 8,
+        }
+
+    def _ready(self) -> bool:
+        node = self.plane.api.find("v1", "Node", NAME)
+        conditions = node.get("status", {}).get("conditions", []) if node else []
+        ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+        return ready and not node.get("spec", {}).get("taints")
+
+    def _kubeconfig(self, name: str, user: dict[str, str]) -> Path:
+        """For a process of the node: the API server by its address instead of loopback."""
+        port = self.plane.url.rpartition(":")[2]
+        server = f"https://{self.machine.host_address}:{port}"
+        path = self._folder(name) / "kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [
+                        {
+                            "name": "bed",
+                            "cluster": {"server": server, "certificate-authority": str(self.plane.ca_file)},
+                        }
+                    ],
+                    "users": [{"name": name, "user": user}],
+                    "contexts": [{"name": "bed", "context": {"cluster": "bed", "user": name}}],
+                    "current-context": "bed",
+                }
+            )
+        )
+        return path
+
+    def _folder(self, name: str) -> Path:
+        folder = self.machine.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _ctr(self, *arguments: str) -> str:
+        return self.machine.run("ctr", f"--address={SOCKET}", "--namespace=k8s.io", *arguments, timeout=600)
+
+
+@contextmanager
+def cluster(folder: Path, *, extra_requirements: Sequence[str] = ()) -> Iterator[Node]:
+    """A control plane and its real node, stopped at the end with everything that runs on it.
+
+    Raises: as `packages.require` and `Node.start`.
+    """
+    packages.require()
+    machine = Machine.start(folder / "node")
+    try:
+        with ControlPlane.start(
+            folder / "plane", bind_address="0.0.0.0", advertise_address=machine.host_address
+        ) as plane:
+            yield Node.start(plane, machine, extra_requirements=extra_requirements)
+    finally:
+        machine.stop()
+        shutil.rmtree(
+            machine.folder / "containerd", ignore_errors=True
+        )  # pytest keeps folders, this one has 1.5 GB
+
+
+CONTAINERD = """\
+version = 2
+root = "{root}"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  # A machine without CAP_SYS_RESOURCE cannot lower the score; runc would die of trying.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{plugins}"
+    conf_dir = "{network}"
+"""
+
+COREDNS = """\
+. {{
+    bind {address}
+    errors
+    kubernetes {domain} in-addr.arpa {{
+        kubeconfig {kubeconfig}
+        ttl 5
+    }}
+}}
+"""
+
+
+def _certificate(pair: Pair) -> dict[str, str]:
+    return {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
+
+
+def _works(attempt: Any) -> bool:
+    try:
+        attempt()
+    except Exception:
+        return False
+    return True

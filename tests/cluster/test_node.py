@@ -1,0 +1,178 @@
+"""The real node itself: what the end-to-end tests take for granted of pods, logs, volumes, names and Services."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.bed.api import Document, document
+from cluster.bed.node.machine import Machine
+from cluster.bed.node.node import USER, Node
+from cluster.bed.processes import wait_for
+
+
+@pytest.fixture
+def namespace(real_node: Node) -> str:
+    """A namespace that refuses every pod that is not restricted."""
+    return real_node.plane.namespace("pods", security="restricted")
+
+
+def test_a_restricted_job_runs_the_runtime_image_and_its_logs_are_read(
+    real_node: Node, namespace: str
+) -> None:
+    """Our image needs no root, no writable root file system and no registry."""
+    run_job(real_node, namespace, "help", ["python", "-m", "mlspec_runtime", "--help"])
+    assert "Run one step, schedule or service of mlspec." in real_node.plane.kubectl(
+        "logs", "--namespace", namespace, "job/help"
+    )
+
+
+def test_an_image_is_found_by_its_digest(real_node: Node, namespace: str) -> None:
+    """What the compiler emits names images by digest; the node has them under that name too."""
+    by_digest = f"{real_node.runtime.name.rpartition(':')[0]}@{real_node.digest(real_node.runtime)}"
+    run_job(real_node, namespace, "digest", ["python", "--version"], image=by_digest)
+
+
+def test_a_volume_is_shared_between_pods_and_the_test(real_node: Node, namespace: str) -> None:
+    """The storage of a project: written by one pod as uid 10001, read by the next, and inspected from outside."""
+    claim = real_node.claim(namespace, "storage")
+    folder = real_node.volume(namespace, claim)
+    for name, code in (
+        ("write", "pathlib.Path('/data/runs').mkdir(); pathlib.Path('/data/runs/a').write_text('one')"),
+        ("append", "pathlib.Path('/data/runs/a').open('a').write(' two')"),
+    ):
+        run_job(real_node, namespace, name, ["python", "-c", f"import pathlib; {code}"], claim=claim)
+    assert (folder / "runs" / "a").read_text() == "one two"
+    assert (folder / "runs" / "a").stat().st_uid == USER
+
+
+def test_a_pod_reaches_a_deployment_by_the_name_of_its_service(real_node: Node, namespace: str) -> None:
+    """Readiness, endpoints, cluster DNS and kube-proxy: the way of every prediction."""
+    page = "<p>from a pod</p>"
+    serve = f"echo '{page}' > /tmp/index.html && exec python -m http.server 8080 --directory /tmp"
+    pod = pod_spec(real_node, ["sh", "-c", serve])
+    pod["containers"][0] |= {
+        "ports": [{"containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
+    }
+    labels = {"app": "web"}
+    real_node.plane.apply(
+        [
+            document(
+                "apps/v1",
+                "Deployment",
+                "web",
+                namespace,
+                spec={
+                    "replicas": 2,
+                    "selector": {"matchLabels": labels},
+                    "template": {"metadata": {"labels": labels}, "spec": pod},
+                },
+            ),
+            document(
+                "v1",
+                "Service",
+                "web",
+                namespace,
+                spec={"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]},
+            ),
+        ]
+    )
+    wait_for(lambda: available(real_node, namespace, "web") == 2, "two ready replicas", timeout=120)
+    ask = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    for number, url in enumerate(("http://web", f"http://web.{namespace}.svc.cluster.local:80/")):
+        run_job(real_node, namespace, f"ask-{number}", ["python", "-c", ask, url])
+        answer = real_node.plane.kubectl("logs", "--namespace", namespace, f"job/ask-{number}")
+        assert answer.strip() == page
+    # A test may stand where a pod stands, and ask without a Job.
+    assert page in real_node.machine.run("python3", "-c", ask, f"http://web.{namespace}")
+
+
+def test_a_pod_reaches_the_machine_of_the_test_and_the_api_server(real_node: Node, namespace: str) -> None:
+    """Tracking servers and webhooks of a test listen on `host_address`; Argo's executor asks the API server from a pod."""
+    script = """
+import pathlib, ssl, urllib.request
+account = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
+context = ssl.create_default_context(cafile=account / "ca.crt")
+print(urllib.request.urlopen("https://kubernetes.default.svc/version", context=context).read().decode())
+"""
+    run_job(real_node, namespace, "version", ["python", "-c", script])
+    logs = real_node.plane.kubectl("logs", "--namespace", namespace, "job/version")
+    assert re.search(r'"gitVersion": "v1\.\d+', logs)
+
+
+def test_nothing_is_left_when_a_node_ends(real_node: Node, tmp_path: Path) -> None:
+    """A machine with processes, mounts and rules is killed: only then may a developer run this on a laptop."""
+    machine = Machine.start(tmp_path)
+    machine.run("mount", "-t", "tmpfs", "tmpfs", tmp_path / "sys")
+    machine.run("iptables", "-t", "nat", "-A", "OUTPUT", "-j", "ACCEPT")
+    machine.run("setsid", "--fork", "sh", "-c", "exec sleep 1000 >/dev/null 2>&1")
+    wait_for(lambda: "sleep 1000" in machine.run("ps", "ax"), "the orphan")
+    machine.stop()
+    assert not Path("/sys/class/net", machine.name).exists()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{machine.name}"))
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert not [
+        path for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes() == b"sleep\x001000\x00"
+    ]
+
+
+def pod_spec(node: Node, command: list[str], *, image: str = "", claim: str = "") -> Document:
+    """A pod that the security standard `restricted` takes."""
+    volumes: list[Document] = [{"name": "tmp", "emptyDir": {}}]
+    mounts = [{"name": "tmp", "mountPath": "/tmp"}]
+    if claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": "data", "mountPath": "/data"})
+    return {
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [
+            {
+                "name": "main",
+                "image": image or node.runtime.name,
+                "imagePullPolicy": "Never",
+                "command": command,
+                "volumeMounts": mounts,
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    }
+
+
+def run_job(
+    node: Node, namespace: str, name: str, command: list[str], *, image: str = "", claim: str = ""
+) -> None:
+    """Run a Job of one pod to its end; the failure carries what the pod printed."""
+    pod = {"restartPolicy": "Never", **pod_spec(node, command, image=image, claim=claim)}
+    node.plane.apply(
+        [document("batch/v1", "Job", name, namespace, spec={"backoffLimit": 0, "template": {"spec": pod}})]
+    )
+
+    def ended() -> set[str]:
+        status = node.plane.api.get("batch/v1", "Job", name, namespace).get("status", {})
+        true = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
+        return true & {"Complete", "Failed"}
+
+    try:
+        result = wait_for(ended, f"job {name}", timeout=120, every=0.2)
+    except TimeoutError as late:
+        late.add_note(
+            node.plane.kubectl("describe", "pods", "--namespace", namespace, f"--selector=job-name={name}")
+        )
+        raise
+    assert result == {"Complete"}, node.plane.kubectl(
+        "logs", "--namespace", namespace, f"job/{name}", check=False
+    )
+
+
+def available(node: Node, namespace: str, name: str) -> int:
+    status = node.plane.api.get("apps/v1", "Deployment", name, namespace).get("status", {})
+    return int(status.get("availableReplicas", 0))
