@@ -3,15 +3,17 @@
 import base64
 import json
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import yaml
+from kubernetes.config import incluster_config
 
 from cluster import faults
 from mlspec_reconciler.cluster import Unavailable
-from mlspec_reconciler.clusters.kube import errors
+from mlspec_reconciler.clusters.kube import errors, login
 from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Transport
 
 MAP = "/api/v1/namespaces/ml/configmaps"
@@ -368,18 +370,24 @@ def test_a_login_program_is_run_again_when_its_token_is_refused(proxy, tmp_path)
         transport.request("GET", f"{MAP}/a")
 
 
-def test_no_key_of_a_kubeconfig_stays_in_a_file(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 that signed itself, with its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=127.0.0.1"
+    request += f" -addext subjectAltName=IP:127.0.0.1 -keyout {folder}/key -out {folder}/crt"
+    subprocess.run(request.split(), check=True, capture_output=True)
+    pem = folder / "both.pem"
+    pem.write_text((folder / "key").read_text() + (folder / "crt").read_text())
+    return pem
+
+
+def test_no_key_of_a_kubeconfig_stays_in_a_file(tmp_path, monkeypatch, certificate):
     """The official client unpacks client keys into files in the temporary folder and keeps them there."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=127.0.0.1"
-    request += f" -addext subjectAltName=IP:127.0.0.1 -keyout {tmp_path}/key -out {tmp_path}/crt"
-    subprocess.run(request.split(), check=True, capture_output=True)
-    pem = tmp_path / "both.pem"
-    pem.write_text((tmp_path / "key").read_text() + (tmp_path / "crt").read_text())
-    crt = base64.b64encode((tmp_path / "crt").read_bytes()).decode()
-    key = base64.b64encode((tmp_path / "key").read_bytes()).decode()
-    with faults.Proxy(serve, certificate=pem) as proxy:
+    crt = key = base64.b64encode(certificate.read_bytes()).decode()
+    with faults.Proxy(serve, certificate=certificate) as proxy:
         file = kubeconfig(
             tmp_path,
             clusters=[{"name": "c", "cluster": {"server": proxy.url, "certificate-authority-data": crt}}],
@@ -392,3 +400,53 @@ def test_no_key_of_a_kubeconfig_stays_in_a_file(tmp_path, monkeypatch):
         with pytest.raises(Unavailable, match="certificate that cannot be trusted"):
             transport.request("GET", f"{MAP}/a")
         assert transport.calls["GET"] == 1
+
+
+def test_who_impersonates_has_no_more_rights_than_the_other(control_plane, tmp_path):
+    """The official client ignores `as` and would act as the administrator."""
+    document = yaml.safe_load(control_plane.kubeconfig.read_text())
+    document["users"][0]["user"] |= {"as": "eve", "as-groups": ["readers", "system:authenticated"]}
+    file = tmp_path / "config"
+    file.write_text(yaml.safe_dump(document))
+    transport = Transport.open(None, kubeconfig=file)
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    answer = transport.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=review)
+    user = answer.body["status"]["userInfo"]
+    assert (user["username"], user["groups"]) == ("eve", ["readers", "system:authenticated"])
+    with pytest.raises(errors.Forbidden, match='User "eve" cannot get resource "secrets"'):
+        transport.request("GET", "/api/v1/namespaces/default/secrets/a")
+
+
+def test_in_a_pod_the_service_account_is_used_and_its_new_token_is_read(tmp_path, monkeypatch, certificate):
+    """Tokens of pods are replaced every hour."""
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "namespace").write_text("team-a")
+    (account / "ca.crt").write_text(certificate.read_text())
+    (account / "token").write_text("first")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setattr(login, "_SERVICE_ACCOUNT", account)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(account / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(account / "ca.crt"))
+    with faults.Proxy(serve, certificate=certificate) as proxy:
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", proxy.url.rpartition(":")[2])
+        transport = Transport.open(None)
+        assert (transport.namespace_of_context, transport.server) == ("team-a", proxy.url)
+        (account / "token").write_text("second\n")
+        proxy.add(faults.Answer(401), times=1)
+        assert transport.request("GET", f"{MAP}/a").status == 200
+        assert transport._login.credentials().headers == (("authorization", "bearer second"),)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(proxy, dial, monkeypatch):
+    """kind and k3d listen on loopback; kubectl works there behind any proxy."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    assert dial(budget=0.5).request("GET", f"{MAP}/a").status == 200
+
+
+def test_what_needs_no_cluster_does_not_wait_for_the_client():
+    """Importing the official client takes longer than validating a project."""
+    code = "import mlspec_reconciler.cli, sys; print('kubernetes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

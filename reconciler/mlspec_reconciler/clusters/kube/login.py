@@ -30,6 +30,7 @@ from urllib3.exceptions import InsecureRequestWarning
 from mlspec_reconciler.cluster import Unavailable
 
 _SERVICE_ACCOUNT = Path(incluster_config.SERVICE_TOKEN_FILENAME).parent
+_THIS_MACHINE = ("localhost", "127.0.0.0/8", "::1")
 _REFRESH = 10.0
 """Seconds between two looks at the credentials (a plugin's token may expire, a pod's token file is replaced)."""
 
@@ -39,7 +40,7 @@ class Credentials:
     """What one attempt uses. `generation` tells whether they are still the newest when the server refuses them."""
 
     pool: urllib3.PoolManager
-    authorization: str | None
+    headers: tuple[tuple[str, str], ...]
     generation: int
 
 
@@ -76,9 +77,9 @@ class Login:
         with self._lock:
             if credentials.generation != self._generation:
                 return True
-            before = (credentials.authorization, self._identity)
+            before = (credentials.headers, self._identity)
             self._load()
-            return (self._credentials.authorization, self._identity) != before
+            return (self._credentials.headers, self._identity) != before
 
     def close(self) -> None:
         """Close idle connections."""
@@ -95,6 +96,7 @@ class Login:
         """Read the configuration and open a new pool. Key files that the client unpacks live for this call only."""
         configuration = Configuration()
         configuration.connection_pool_maxsize = self._connections
+        self._impersonation: list[tuple[str, str]] = []
         with tempfile.TemporaryDirectory(prefix="mlspec-") as private:
             if self._inside:
                 try:
@@ -130,6 +132,11 @@ class Login:
         user = loader._current_context["context"].safe_get("user")
         if user and loader._user is None:
             raise Unavailable(f"{where} names the user {user}, which is not there")
+        if loader._user is not None:
+            self._impersonation = _impersonation(loader._user.value)
+        if "proxy-url" not in loader._cluster:
+            # As Go does: a proxy of the environment is never asked for this machine.
+            configuration.no_proxy = ",".join(filter(None, (configuration.no_proxy, *_THIS_MACHINE)))
 
     def _pool(self, configuration: Configuration) -> urllib3.PoolManager:
         """The client's pool (proxies, keep-alive), with one TLS context instead of key files read per connection."""
@@ -156,9 +163,10 @@ class Login:
             message = f"context {self.context}: its token cannot be read: {_without_entries(error)}"
             raise Unavailable(message) from None
         self._looked = time.monotonic()
-        self._credentials = Credentials(
-            pool or self._credentials.pool, authorization.strip() if authorization else None, self._generation
-        )
+        headers = [*self._impersonation]
+        if authorization:
+            headers.append(("authorization", authorization.strip()))
+        self._credentials = Credentials(pool or self._credentials.pool, tuple(headers), self._generation)
 
     @property
     def fingerprint(self) -> str:
@@ -192,6 +200,15 @@ class _Loader(kube_config.KubeConfigLoader):  # type: ignore[misc]
         if "expirationTimestamp" in status:
             self.expiry = kube_config.parse_rfc3339(status["expirationTimestamp"])
         return True
+
+
+def _impersonation(user: dict[str, Any]) -> list[tuple[str, str]]:
+    """Headers of `as`, `as-groups` and `as-uid`, which the client ignores: it would act with all our own rights."""
+    headers = [("impersonate-user", user["as"])] if user.get("as") else []
+    headers += [("impersonate-group", group) for group in user.get("as-groups") or ()]
+    if user.get("as-uid"):
+        headers.append(("impersonate-uid", user["as-uid"]))
+    return headers
 
 
 def _file(status: dict[str, Any], name: str, folder: str) -> str:

@@ -24,6 +24,11 @@ class Bucket:
             self._filled = now
             return max(0.0, -self._tokens / self.rate)
 
+    def put(self) -> None:
+        """Give a token back that was taken for nothing."""
+        with self._lock:
+            self._tokens += 1
+
 
 class Backoff:
     """Pauses with decorrelated jitter, so that clients which failed together do not come back together.

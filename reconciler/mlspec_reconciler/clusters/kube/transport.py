@@ -179,6 +179,7 @@ class Transport:
             pause = pauses.next(after) + self._retries.take()
             left = until - time.monotonic() - pause
             if left <= 0:
+                self._retries.put()
                 given_up = f"; given up after {budget:g} s" if budget else ""
                 raise errors.Busy(f"{self.server} {problem}{given_up}", after)
             self._wait(pause)
@@ -260,11 +261,18 @@ class Transport:
         whole: items that have not begun are left out, those that have are waited for, and it is raised.
         """
 
+        ended = threading.Event()
+
         def answer(item: T) -> R | errors.ApiError:
+            if ended.is_set():
+                raise Unavailable("stopped")  # never seen: the first exception is raised before
             try:
                 return function(item)
             except errors.ApiError as error:
                 return error
+            except BaseException:
+                ended.set()
+                raise
 
         work = [*items]
         if len(work) < 2:
@@ -300,8 +308,9 @@ class Transport:
         for _ in range(2):
             self._wait(self._requests.take())
             credentials = self._login.credentials()
-            if credentials.authorization:
-                headers["authorization"] = credentials.authorization
+            sent = urllib3.HTTPHeaderDict(headers)
+            for name, value in credentials.headers:
+                sent.add(name, value)
             with self._lock:
                 self.calls[verb] += 1
             try:
@@ -309,7 +318,7 @@ class Transport:
                     method,
                     self.server + url,
                     body=data,
-                    headers=headers,
+                    headers=sent,
                     timeout=wait,
                     retries=False,
                     redirect=False,
