@@ -16,7 +16,7 @@ from mlspec.project import Project
 from mlspec_reconciler import inventory as inventories
 from mlspec_reconciler.cluster import Cluster, Conflict, Immutable, Refused, Unavailable
 from mlspec_reconciler.inventory import DIGEST, Inventory
-from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write
+from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write, declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def perform(plan: Plan, project: Project, cluster: Cluster, *, replacing: bool =
 
 def _intend(plan: Plan, project: Project) -> Inventory:
     entries = dict(plan.inventory.entries)
-    resources = {resource.id: resource for resource in project.order}
+    known = {change.resource for change in plan.changes}
+    resources = {resource.id: resource for resource in declared(project, known)}
     for change in plan.changes:
         resource = resources.get(change.resource)
         if resource is None or change.action in (Action.FOLLOW, Action.CONTINUE):
@@ -67,6 +68,7 @@ def _intend(plan: Plan, project: Project) -> Inventory:
 def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: bool) -> list[Outcome]:
     """Each change starts when all that it refers to is written; deletions follow one another, users first."""
     before = _edges(project)
+    roots = [one.id for one in project.catalog.of("Project")]
     futures: dict[str, list[Future[list[Outcome]]]] = {}
     results: list[Future[list[Outcome]]] = []
     with ThreadPoolExecutor(cluster.concurrency, "apply") as pool:
@@ -74,7 +76,7 @@ def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: 
             if not change.writes:
                 continue
             # Everything that is waited for was submitted earlier, so the pool cannot run dry of workers.
-            names = [change.resource, *before.get(change.resource, ())]
+            names = [*roots, change.resource, *before.get(change.resource, ())]
             if change.action is Action.DELETE:
                 names = list(futures)
             awaited = [one for name in names for one in futures.get(name, ())]

@@ -5,7 +5,7 @@ Pure: from the compiled project, the live objects and the inventory. `apply` per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import StrEnum
@@ -133,6 +133,8 @@ class Plan:
         return [change for change in self.changes if change.action in actions]
 
 
+PLAIN = Lowered(version="", output={})
+"""Of a Project, which nothing refers to."""
 Holds = Callable[[Mapping[str, Any], Object], bool | None]
 """`Cluster.holds`: whether the live object has all that the body says; None when that cannot be told here."""
 
@@ -173,11 +175,12 @@ def make(
     for manifest in compiled.manifests:
         desired.setdefault(manifest.origin.resource, []).append(manifest)
     work = _Work(compiled, objects, runs, inventory, retry, holds, adopt)
-    for resource in project.order:
+    wanted = declared(project, desired)
+    for resource in wanted:
         _resource(resource, desired.get(resource.id, []), work)
-    declared = {resource.id for resource in project.order}
+    names = {resource.id for resource in wanted}
     for name, entry in reversed([*inventory.entries.items()]):  # users before what they use
-        if name not in declared:
+        if name not in names:
             writes = tuple(_deletes(entry, reversed(entry.objects), objects))
             work.changes.append(
                 Change(Action.DELETE, name, Reason.REMOVED, f"was {entry.place}", writes=writes)
@@ -185,9 +188,15 @@ def make(
     return Plan(tuple(work.changes), work.unchanged, inventory, cluster)
 
 
+def declared(project: Project, having: Container[str]) -> list[Resource]:
+    """The resources that objects are made for, in the order of the DAG: the Project goes first where it has objects."""
+    return [one for one in project.catalog.of("Project") if one.id in having] + [*project.order]
+
+
 def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) -> None:
     entry = work.inventory.entries.get(resource.id)
-    lowered, unsupported = work.compiled.lowered[resource.id], work.compiled.unsupported.get(resource.id)
+    lowered = work.compiled.lowered.get(resource.id, PLAIN)
+    unsupported = work.compiled.unsupported.get(resource.id)
     fields = tuple(diff(entry.spec, resource.spec.document())) if entry else ()
     before = len(work.changes)
     writes = [write for manifest in manifests if not manifest.title and (write := _write(manifest, work))]

@@ -360,7 +360,10 @@ def test_a_map_that_was_applied_empty_and_filled_by_others_is_not_atomic() -> No
     live = applied(wanted, other)
     live["metadata"]["labels"] = {"team": "a"}
     assert proof(wanted, live, "mlspec") is Proof.HOLDS
-    wanted["metadata"]["labels"] = {"team": "a"}
+    digest = owned_digest(live, "mlspec")
+    live["metadata"]["labels"] = {"team": "b"}
+    assert owned_digest(live, "mlspec") == digest
+    wanted["metadata"]["labels"] = {"team": "b"}
     assert proof(wanted, live, "mlspec") is Proof.DIFFERS
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.bed import controllers, crds
 from cluster.bed.api import Document, document
 from cluster.bed.node.machine import Machine
 from cluster.bed.node.node import USER, Node
@@ -17,6 +18,13 @@ from cluster.bed.processes import wait_for
 def namespace(real_node: Node) -> str:
     """A namespace that refuses every pod that is not restricted."""
     return real_node.plane.namespace("pods", security="restricted")
+
+
+@pytest.fixture(scope="session")
+def argo(real_node: Node) -> None:
+    """Argo Workflows beside the node."""
+    crds.install(real_node.plane.api, "argo")
+    controllers.start_argo(real_node.plane)
 
 
 def test_a_restricted_job_runs_the_runtime_image_and_its_logs_are_read(
@@ -103,6 +111,48 @@ print(urllib.request.urlopen("https://kubernetes.default.svc/version", context=c
     assert re.search(r'"gitVersion": "v1\.\d+', logs)
 
 
+def test_a_workflow_hands_a_value_from_pod_to_pod(real_node: Node, argo: None, namespace: str) -> None:
+    """Real executors report outputs through the API server; a simulated pod cannot prove that ours may."""
+    account = "workflow"
+    real_node.plane.service_account(namespace, account, controllers.EXECUTOR_RULES)
+    make = workflow_step(real_node, "make", "import pathlib; pathlib.Path('/tmp/value').write_text('41')")
+    make["outputs"] = {"parameters": [{"name": "value", "valueFrom": {"path": "/tmp/value"}}]}
+    use = workflow_step(real_node, "use", "print({{inputs.parameters.value}} + 1)")
+    use["inputs"] = {"parameters": [{"name": "value"}]}
+    value = {"name": "value", "value": "{{tasks.make.outputs.parameters.value}}"}
+    tasks = [
+        {"name": "make", "template": "make"},
+        {"name": "use", "template": "use", "depends": "make", "arguments": {"parameters": [value]}},
+    ]
+    real_node.plane.apply(
+        [
+            document(
+                "argoproj.io/v1alpha1",
+                "Workflow",
+                "sum",
+                namespace,
+                spec={
+                    "entrypoint": "main",
+                    "serviceAccountName": account,
+                    "securityContext": pod_spec(real_node, [])["securityContext"],
+                    "templates": [{"name": "main", "dag": {"tasks": tasks}}, make, use],
+                },
+            )
+        ]
+    )
+
+    def ended() -> Document | None:
+        live = real_node.plane.api.get("argoproj.io/v1alpha1", "Workflow", "sum", namespace)
+        status: Document = live.get("status", {})
+        return status if status.get("finishedAt") else None
+
+    status = wait_for(ended, "the workflow", timeout=180, every=0.5)
+    assert status["phase"] == "Succeeded", [each.get("message") for each in status["nodes"].values()]
+    pod = real_node.plane.api.list("v1", "Pod", namespace, labelSelector="workflows.argoproj.io/workflow=sum")
+    (used,) = (each["metadata"]["name"] for each in pod if "-use-" in each["metadata"]["name"])
+    assert real_node.plane.kubectl("logs", "--namespace", namespace, used, "--container=main").strip() == "42"
+
+
 def test_nothing_is_left_when_a_node_ends(real_node: Node, tmp_path: Path) -> None:
     """A machine with processes, mounts and rules is killed: only then may a developer run this on a laptop."""
     machine = Machine.start(tmp_path)
@@ -145,6 +195,12 @@ def pod_spec(node: Node, command: list[str], *, image: str = "", claim: str = ""
             }
         ],
     }
+
+
+def workflow_step(node: Node, name: str, code: str) -> Document:
+    """A template of one restricted pod; without a registry Argo must be told the command."""
+    pod = pod_spec(node, ["python", "-c", code])
+    return {"name": name, "container": pod["containers"][0], "volumes": pod["volumes"]}
 
 
 def run_job(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mlspec_reconciler import guards, planfile, terminal, workspace
-from mlspec_reconciler.reconcile import Consent, look, reconcile
+from mlspec_reconciler.reconcile import Consent, health, look, moving, reconcile
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.show import status
 from mlspec_reconciler.show.progress import Progress
@@ -111,6 +111,15 @@ def command(
     if progress.failures:
         click.echo(
             "Not everything is as the specs say. What does not depend on the failures is done.", err=True
+        )
+        return 1
+    if late := [one for one in moving(end, wanted.target) if time.monotonic() > started + timeout]:
+        names = ", ".join(f"{one.key.name} ({health(one, wanted.target).sentence})" for one in late[:3])
+        more = f" and {len(late) - 3} more" if len(late) > 3 else ""
+        click.echo(
+            f"Not done after {show.duration(timeout)}: still under way are {names}{more}.\n"
+            "The runs go on; this goes on from there: mlspec apply",
+            err=True,
         )
         return 1
     if not seen.plan.empty:

@@ -91,8 +91,8 @@ def owned_digest(live: Mapping[str, Any], manager: str) -> str:
 
     It changes when somebody changes or takes over one of our fields, not with status, defaults or fields of others.
     """
-    mine, _ = _entries(live, manager)
-    values = _values(live, _trimmed_fields(mine["fieldsV1"])) if mine else None
+    mine, others = _entries(live, manager)
+    values = _values(live, _trimmed_fields(mine["fieldsV1"]), others) if mine else None
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -371,16 +371,7 @@ class _Walk:
 
     def below(self, where: Where) -> list[Fields]:
         """What other managers own in this place: one tree for each that owns it or a part of it."""
-        trees = []
-        for entry in self.others:
-            tree = entry.get("fieldsV1")
-            for element in where:
-                tree = tree.get(element) if tree else None
-                if tree is None:
-                    break
-            if tree is not None:
-                trees.append(tree)
-        return trees
+        return _below(self.others, where)
 
     def holders(self, where: Where) -> bool:
         """Whether another manager owns exactly this place."""
@@ -633,6 +624,20 @@ def _unshared(
             )
 
 
+def _below(entries: Sequence[Mapping[str, Any]], where: Where) -> list[Fields]:
+    """What entries of managedFields own in a place."""
+    trees = []
+    for entry in entries:
+        tree = entry.get("fieldsV1")
+        for element in where:
+            tree = tree.get(element) if tree else None
+            if tree is None:
+                break
+        if tree is not None:
+            trees.append(tree)
+    return trees
+
+
 def _children(tree: Fields) -> list[str]:
     return [element for element in tree if element != "."]
 
@@ -688,13 +693,19 @@ def _touches(fields: Fields, live: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
-def _values(live: Any, owned: Fields) -> Any:
+def _values(live: Any, owned: Fields, others: Sequence[Mapping[str, Any]], where: Where = ()) -> Any:
     """The owned part of a value, for a digest."""
-    children = [element for element in owned if element != "."]
+    children = _children(owned)
     if not children:
-        return [live if live is not ABSENT else None, live is not ABSENT]
+        if type(live) is dict and any(_children(tree) for tree in _below(others, where)):
+            return {}  # We applied it empty, what is in it belongs to others.
+        return None if live is ABSENT else [live]
     if children[0][0] == "f":
-        return {element: _values(_child(live, element), owned[element]) for element in children}
+        return {
+            element: _values(_child(live, element), owned[element], others, (*where, element))
+            for element in children
+        }
     places = sorted((place, one) for one in children if (place := _place(live, one)) is not None)
     gone = sorted(set(children) - {one for _, one in places})
-    return [[one, _values(live[place], owned[one])] for place, one in places] + [[one, None] for one in gone]
+    present = [[one, _values(live[place], owned[one], others, (*where, one))] for place, one in places]
+    return present + [[one] for one in gone]
