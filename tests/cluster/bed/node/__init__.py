@@ -4,7 +4,7 @@
 one (network, mounts and processes of its own, which end together), `images` builds images without a registry, `node` runs
 containerd, kubelet, kube-proxy and CoreDNS in it against a `ControlPlane`:
 
-    with node.cluster(tmp_path) as real:                    # a control plane and its node, about half a minute
+    with node.start(tmp_path) as real:                      # a control plane and its node, about half a minute
         namespace = real.plane.namespace("flights", security="restricted")
         claim = real.claim(namespace, "storage")            # a volume that uid 10001 may write to
         real.plane.apply([... image: real.runtime.name ...])

@@ -1,6 +1,6 @@
 """One real node: containerd, kubelet, kube-proxy and CoreDNS in a machine of their own, against a `ControlPlane`.
 
-The top of layer 3. Tests take `cluster`, which starts the control plane too; everything that pods need is there when it
+The top of layer 3. Tests take `start`, which starts the control plane too; everything that pods need is there when it
 returns: images, cluster DNS, Services. Nothing is pulled, so pods say `imagePullPolicy: Never` or `IfNotPresent`.
 """
 
@@ -10,9 +10,8 @@ import ipaddress
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ SOCKET = "/run/containerd/containerd.sock"
 
 
 class Node:
-    """A running node. Make one with `start`, or with its control plane by `cluster`."""
+    """A running node. Make one with its control plane by `start`, or with `Node.start`."""
 
     def __init__(self, plane: ControlPlane, machine: Machine) -> None:
         self.plane = plane
@@ -51,7 +50,7 @@ class Node:
         Args:
             plane: a control plane that listens beyond loopback: `bind_address="0.0.0.0"` and
                 `advertise_address=machine.host_address`.
-            machine: where they run. It is the caller's to stop, and ends the node.
+            machine: where they run.
             extra_requirements: libraries that the runtime image gets beside its own.
 
         Raises:
@@ -72,6 +71,19 @@ class Node:
             node._start_kubelet(binaries["kubelet"])
             list(imported)
         return node
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the node, then its control plane. A second call does nothing."""
+        self.machine.stop()
+        self.plane.stop()
+        # pytest keeps the folders of three runs, and this one has 1.5 GB.
+        shutil.rmtree(self.machine.folder / "containerd", ignore_errors=True)
 
     def import_image(self, image: images.Image) -> None:
         """Give an image to containerd, under its name and under `repository@sha256:...`."""
@@ -310,24 +322,25 @@ class Node:
         return self.machine.run("ctr", f"--address={SOCKET}", "--namespace=k8s.io", *arguments, timeout=600)
 
 
-@contextmanager
-def cluster(folder: Path, *, extra_requirements: Sequence[str] = ()) -> Iterator[Node]:
-    """A control plane and its real node, stopped at the end with everything that runs on it.
+def start(folder: Path, *, extra_requirements: Sequence[str] = ()) -> Node:
+    """A control plane and its real node; `Node.stop`, or the end of a `with`, ends both with everything that runs there.
 
     Raises: as `packages.require` and `Node.start`.
     """
     packages.require()
     machine = Machine.start(folder / "node")
     try:
-        with ControlPlane.start(
+        plane = ControlPlane.start(
             folder / "plane", bind_address="0.0.0.0", advertise_address=machine.host_address
-        ) as plane:
-            yield Node.start(plane, machine, extra_requirements=extra_requirements)
-    finally:
+        )
+        try:
+            return Node.start(plane, machine, extra_requirements=extra_requirements)
+        except BaseException:
+            plane.stop()
+            raise
+    except BaseException:
         machine.stop()
-        shutil.rmtree(
-            machine.folder / "containerd", ignore_errors=True
-        )  # pytest keeps folders, this one has 1.5 GB
+        raise
 
 
 CONTAINERD = """\
