@@ -104,7 +104,7 @@ class Reflector:
         if self.synced.is_set():
             for key in before.keys() | found.keys():
                 if before.get(key) != found.get(key):
-                    self._changed(key)
+                    self._tell(key)
         self.synced.set()
 
     def _watch(self) -> None:
@@ -141,7 +141,11 @@ class Reflector:
             self._known.pop(key, None)
         else:
             self._known[key] = identity
-        self._changed(key)
+        self._tell(key)
+
+    def _tell(self, key: Key) -> None:
+        if not self._stopped.is_set():
+            self._changed(key)
 
 
 class Watching:
