@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,10 @@ import yaml
 from cluster.bed import controllers, crds, kwok
 from cluster.bed.api import ApiError, Document, document
 from cluster.bed.controlplane import ControlPlane
-from cluster.bed.processes import wait_for
+from cluster.bed.processes import StartFailed, wait_for
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "flights"
+TESTS = Path(__file__).parents[1]
+EXAMPLE = TESTS.parent / "examples" / "flights"
 ARGO = "argoproj.io/v1alpha1"
 KUEUE = "kueue.x-k8s.io/v1beta2"
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -73,6 +78,49 @@ def test_a_kubeconfig_selects_user_and_namespace(control_plane: ControlPlane) ->
     assert who == f"system:serviceaccount:{namespace}:robot"
 
 
+def test_a_failed_start_shows_the_log_and_leaves_nothing(tmp_path: Path) -> None:
+    """A wrong flag or a taken port must be read in the test's own output, and etcd must not outlive it."""
+    with pytest.raises(StartFailed, match="unknown flag: --no-such-flag"):
+        ControlPlane.start(tmp_path, api_server_arguments=["--no-such-flag"])
+    assert processes_with(tmp_path) == []
+
+
+def test_nothing_outlives_a_killed_test_run(tmp_path: Path) -> None:
+    """A run that is killed (a timeout in CI) cannot clean up; the kernel does."""
+    program = (
+        "import pathlib, sys, time; from cluster.bed.controlplane import ControlPlane;"
+        "plane = ControlPlane.start(pathlib.Path(sys.argv[1])); print('up', flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"up\n"
+    assert len(processes_with(tmp_path)) >= 4
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    wait_for(lambda: processes_with(tmp_path) == [], "the servers to end", timeout=5)
+
+
+def test_without_go_the_tests_skip_and_the_end_of_the_run_says_so(tmp_path: Path) -> None:
+    """A machine without Go runs the other tests, and nobody takes that for the whole proof."""
+    without = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-k", "rbac"],
+        cwd=TESTS.parent,
+        env=without,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert (
+        "WARNING: 1 tests of the real control plane did NOT run: the real control plane needs Go"
+        in done.stdout
+    )
+
+
 def test_the_api_server_takes_our_own_crds_and_the_example_as_resources(gpu_pool: ControlPlane) -> None:
     """Our published CRDs must be structural schemas that a real server accepts, and fit what people write."""
     assert "datasets.mlspec.dev" in crds.install(gpu_pool.api, "mlspec")
@@ -92,7 +140,7 @@ def test_simulated_pods_end_as_their_annotation_says(gpu_pool: ControlPlane) -> 
     gpu_pool.apply(
         [
             job(namespace, "succeed"),
-            job(namespace, "fail", outcome="fail", **{"exit-code": "7"}),
+            job(namespace, "fail", outcome="fail", exit_code="7"),
             job(namespace, "evict", outcome="evict"),
             job(namespace, "hang", outcome="hang", duration="1ms"),
             job(namespace, "image-pull", outcome="image-pull"),
@@ -166,7 +214,7 @@ def test_argo_reports_the_exit_code_of_a_failed_step(gpu_pool: ControlPlane) -> 
     """The status of a run names the exit code."""
     namespace = gpu_pool.namespace("argo-fails")
     gpu_pool.service_account(namespace, "workflow", controllers.EXECUTOR_RULES)
-    failing = step("main", outcome="fail", **{"exit-code": "7"})
+    failing = step("main", outcome="fail", exit_code="7")
     gpu_pool.apply([workflow(namespace, "train", failing)])
     assert ended(gpu_pool, ARGO, "Workflow", "train", namespace) == "Failed"
     status = gpu_pool.api.get(ARGO, "Workflow", "train", namespace)["status"]
@@ -212,6 +260,19 @@ def test_kueue_preempts_a_borrower_and_runs_it_again(gpu_pool: ControlPlane) -> 
     assert ended(gpu_pool, "batch/v1", "Job", "owns", namespace) == "Complete"
     assert gpu_pool.api.get("batch/v1", "Job", "borrows", namespace)["status"].get("succeeded") is None
     assert ended(gpu_pool, "batch/v1", "Job", "borrows", namespace) == "Complete"
+
+
+def processes_with(folder: Path) -> list[int]:
+    """The processes that name `folder` in their command line: the servers of a bed in it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in command and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
 
 
 def job(namespace: str, name: str, *, queue: str | None = None, gpus: int = 0, **simulation: str) -> Document:
@@ -303,7 +364,7 @@ def container(gpus: int) -> dict[str, Any]:
 
 
 def simulated(simulation: dict[str, str]) -> dict[str, str]:
-    return {f"sim.mlspec.dev/{name}": value for name, value in simulation.items()}
+    return {f"sim.mlspec.dev/{name.replace('_', '-')}": value for name, value in simulation.items()}
 
 
 def ended(plane: ControlPlane, api_version: str, kind: str, name: str, namespace: str) -> str:

@@ -28,7 +28,8 @@ from cluster.bed.processes import Server, free_ports, wait_for
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 CONTEXT = "bed"
 ADMIN_TOKEN = "admin-of-the-test-bed"
-SERVICE_NETWORK = "10.0.0.0/24"
+SERVICE_NETWORK = "10.0.0.0/16"
+"""Room for the thousands of Services of the benchmarks."""
 FIRST_SERVICE = "10.0.0.1"
 ADVERTISED = "198.18.0.1"
 """Of the benchmark range (RFC 2544). Without an address the API server looks for a default route, and may find none; a
