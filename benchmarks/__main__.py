@@ -12,6 +12,7 @@ BENCHMARKS = {
     "pit_join": "point-in-time joins",
     "serving_chain": "a serving graph against a bare endpoint",
     "drift_report": "drift of many features from counts",
+    "kube_apply": "1,000 apps on a real API server, beside kubectl",
 }
 
 

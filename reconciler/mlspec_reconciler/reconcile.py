@@ -17,7 +17,7 @@ from mlspec.compile import Compiled, compile, readings
 from mlspec.health import Health, State
 from mlspec.kinds.project import Target
 from mlspec.project import Project
-from mlspec.workload import Files
+from mlspec.workload import Files, RunFact
 from mlspec_reconciler import apply, clock, inventory, observe, plan, preview
 from mlspec_reconciler.bundle import Bundle
 from mlspec_reconciler.cluster import Cluster, Conflict, Object
@@ -71,11 +71,25 @@ def look(wanted: Wanted, cluster: Cluster, consent: Consent = Consent(), *, ask:
     objects = tuple(cluster.list())
     facts = observe.facts(cluster, objects, wanted.target, wanted.code, wanted.files)
     compiled = _served(compile(wanted.project, wanted.target, facts), cluster)
+    return compare(wanted.project, compiled, objects, facts.runs, cluster, consent, ask=ask)
+
+
+def compare(
+    project: Project,
+    compiled: Compiled,
+    objects: tuple[Object, ...],
+    runs: Mapping[str, RunFact],
+    cluster: Cluster,
+    consent: Consent = Consent(),
+    *,
+    ask: bool = False,
+) -> Round:
+    """The second half of `look`: what is wanted against what there is."""
     made = plan.make(
-        wanted.project,
+        project,
         compiled,
         objects,
-        facts.runs,
+        runs,
         inventory.read(cluster),
         retry=consent.retry,
         cluster=cluster.identity,

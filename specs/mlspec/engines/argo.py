@@ -25,6 +25,15 @@ KEEP_FINISHED = 7 * 86400
 LOST = 3
 """Attempts more for pods that are lost (a node goes, Kueue preempts): not the step's fault."""
 PHASES = {"Succeeded": "succeeded", "Failed": "failed", "Error": "failed", "Running": "running"}
+# Argo's own containers have no security context unless its installation gives them one, so a namespace that enforces
+# "restricted" would refuse every pod; and no field of a Workflow says the second.
+PATCH = json.dumps(
+    {
+        "initContainers": [{"name": "init", "securityContext": pod.EXECUTOR_SECURITY}],
+        "containers": [{"name": "wait", "securityContext": pod.EXECUTOR_SECURITY}],
+        "enableServiceLinks": False,
+    }
+)
 # What the controller says of a failed pod: `main: Error (exit code 2): MESSAGE`
 _POD = re.compile(r"(?:main: )?(?P<reason>\w*) ?\(exit code (?P<code>\d+)\)(?:: (?P<text>.*))?", re.DOTALL)
 
@@ -102,6 +111,7 @@ def _workflow(
         # Its token is mounted, other than elsewhere: Argo's container beside the step reports the result with it.
         "serviceAccountName": settings.service_account,
         "securityContext": pod.POD_SECURITY,
+        "podSpecPatch": PATCH,
         "podGC": {"strategy": "OnPodSuccess"},
         "volumes": prepared.volumes,
         "templates": [
@@ -153,7 +163,8 @@ def workflow_health(live: Live) -> Health:
         sentence = f"{progress}; {found.sentence}" if running else found.sentence
         return Health(State.PROGRESSING if running else State.WAITING, sentence)
     if live.status.get("phase") == "Running":
-        return Health(State.PROGRESSING, progress)
+        failed = "" if running else _failed(live)
+        return Health(State.PROGRESSING, f"{progress}; {failed}; tries again" if failed else progress)
     return Health(State.WAITING, str(live.status.get("message") or "waits for a pod"))
 
 
@@ -234,20 +245,24 @@ def _why_missing(step: str, status: JSON) -> str:
 
 
 def _failure(live: Live) -> str:
-    """The step that failed last, its exit code and what its container said; what the Workflow says when there is none."""
+    """Why a Workflow failed: its step, or what the controller says when no step did."""
+    if shutdown := (live.body.get("spec") or {}).get("shutdown"):
+        return f"stopped by hand (shutdown: {shutdown})"
+    return _failed(live) or str(live.status.get("message") or "failed")
+
+
+def _failed(live: Live) -> str:
+    """The step that failed last, its exit code and what its container said; empty when none did."""
     pods = [node for node in _nodes(live.status) if node.get("type") == "Pod"]
     failed = [node for node in pods if node.get("phase") in ("Failed", "Error")]
-    shutdown = (live.body.get("spec") or {}).get("shutdown")
-    if shutdown:
-        return f"stopped by hand (shutdown: {shutdown})"
     if not failed:
-        return str(live.status.get("message") or "failed")
+        return ""
     last = max(failed, key=lambda node: (str(node.get("finishedAt")), str(node.get("id"))))
     step, message = str(last.get("templateName")), str(last.get("message") or "")
     attempts = sum(node.get("templateName") == step for node in failed)
     attempt = f" in attempt {attempts}" if attempts > 1 else ""
     if (found := _POD.fullmatch(message)) is None:
-        return f"{step} failed{attempt}: {message or 'see its log'}"
+        return f"{step} failed{attempt}: {observed.nameless(message) or 'see its log'}"
     how = "ran out of memory" if found["reason"] == "OOMKilled" else f"failed with exit code {found['code']}"
     said = observed.last_line(found["text"] or "")
     return f"{step} {how}{attempt}" + (f": {said}" if said else "")

@@ -21,6 +21,8 @@ from mlspec.workload import JSON
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 _PREEMPTION = re.compile(r"\.\s*(no new claims to deallocate, )?preemption: .*", re.DOTALL)
+_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+_NAMED = re.compile(r'^pods "[^"]+" is forbidden: ')
 _FLAVORS = re.compile(r"couldn't assign flavors to pod set \S+: ")
 _PULLS = {"ImagePullBackOff", "ErrImagePull", "RegistryUnavailable", "ImageInspectError"}
 _PULL_CAUSES = (
@@ -64,6 +66,11 @@ def last_line(text: str) -> str:
     """The runtime says one line; a log that Kubernetes kept instead ends in the cause."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def nameless(message: str) -> str:
+    """A refusal of the API server without the pod's name, which is another one each time."""
+    return _NAMED.sub("", message)
 
 
 def pods(parts: Iterable[Body]) -> list[Body]:
@@ -196,6 +203,11 @@ def _unscheduled(pod: Body) -> Trouble | None:
         if condition.get("reason") == "SchedulingGated":
             gates = ", ".join(str(gate["name"]) for gate in pod["spec"].get("schedulingGates") or [])
             return Trouble(State.WAITING, f"waits for the scheduling gates {gates}" if gates else message)
+        if claim := _CLAIM.search(message):
+            sentence = (
+                f"the PersistentVolumeClaim {claim[1]} does not exist; create it or name another as storage"
+            )
+            return Trouble(State.WAITING, sentence)
         return Trouble(State.WAITING, f"cannot be scheduled: {_PREEMPTION.sub('', message).rstrip('. ')}")
     return None
 

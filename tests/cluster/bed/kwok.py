@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.bed import build
-from cluster.bed.api import Api, Document
+from cluster.bed.api import Api, Document, document
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import Server, wait_for
 
@@ -65,6 +65,44 @@ def cpu_nodes(api: Api, count: int) -> list[str]:
     """`cpu-node-1` and so on, for everything that asks for no GPU; ready when returned."""
     allocatable = {"cpu": "64", "memory": "256Gi", "pods": "250"}
     return _create(api, [_node(f"cpu-node-{number}", allocatable) for number in range(1, count + 1)])
+
+
+def claim(api: Api, namespace: str, name: str, *, size: str = "10Gi") -> None:
+    """A volume and a claim bound to it: the project's storage, for pods that do not really mount it."""
+    shape = {
+        "storageClassName": "",
+        "accessModes": ["ReadWriteMany"],
+    }
+    volume = f"{namespace}-{name}"
+    reference = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name}
+    api.apply(
+        [
+            document(
+                "v1",
+                "PersistentVolume",
+                volume,
+                spec={
+                    **shape,
+                    "capacity": {"storage": size},
+                    "hostPath": {"path": f"/nowhere/{volume}"},
+                    "claimRef": reference,
+                },
+            ),
+            document(
+                "v1",
+                "PersistentVolumeClaim",
+                name,
+                namespace,
+                spec={**shape, "volumeName": volume, "resources": {"requests": {"storage": size}}},
+            ),
+        ]
+    )
+    wait_for(
+        lambda: (
+            api.get("v1", "PersistentVolumeClaim", name, namespace).get("status", {}).get("phase") == "Bound"
+        ),
+        f"the claim {name}",
+    )
 
 
 def _node(

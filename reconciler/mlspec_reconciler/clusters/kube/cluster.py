@@ -42,6 +42,7 @@ HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
 RETRIES = 5
 """Writes of an object whose status changes all the time, each with the version that was read just before."""
+NAMES_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 INSTALL = {
     "argoproj.io": "install Argo Workflows, or choose engine: job",
     "kueue.x-k8s.io": "install Kueue, or take the pool away",
@@ -179,6 +180,7 @@ class KubeCluster:
 
     def preview(self, writes: Sequence[tuple[JSON, Mapping[str, str], Object | None]]) -> Sequence[Preview]:
         """A dry run of each write, some at a time."""
+        self._look_for(key_of(body) for body, _, live in writes if live is None)
         answers = self.transport.each(lambda write: self._preview(*write), writes)
         return [
             Preview(refusal=str(answer)) if isinstance(answer, errors.ApiError) else answer
@@ -314,6 +316,17 @@ class KubeCluster:
                 found[key] = dict(live.body)
         return found
 
+    def _look_for(self, keys: Iterable[Key]) -> None:
+        """Note which of many keys are not there, by the names of all objects of their kinds."""
+        by_kind: dict[tuple[str, str], set[Key]] = {}
+        for key in keys:
+            by_kind.setdefault((key.api_version, key.kind), set()).add(key)
+        for kind, wanted in by_kind.items():
+            if len(wanted) > SINGLE_READS:
+                items = self.transport.list(self._collection(*kind), accept=NAMES_ONLY)[0]
+                names = {item["metadata"]["name"] for item in items}
+                self._absent |= {key for key in wanted if key.name not in names}
+
     def _parts_of(self, bodies: Iterable[JSON]) -> Parts:
         wanted = [kind for kind in sorted(kinds(bodies)) if self._discovery.resource(*kind) is not None]
         ours = [kind for kind in wanted if kind[1] != "Workload"]  # Kueue does not copy labels to its own
@@ -369,7 +382,9 @@ class KubeCluster:
                 return self._patch(key, body, force=True, dry=dry)
             except errors.ApiError as again:
                 _refuse(key, again)
-        except errors.NotFound as error:  # only when a version was asked for
+        except errors.NotFound as error:  # of the object only when a version was asked for
+            if "resourceVersion" not in body["metadata"]:
+                raise Unavailable(f"the namespace {self.namespace} is gone: {error}") from error
             raise Conflict(f"{key} is gone") from error
         except errors.ApiError as error:
             _refuse(key, error)

@@ -14,33 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
-Path = tuple[str | int, ...]
-"""Into the live object; where an item or field is not live yet, into the wanted one."""
-
-Where = tuple[str, ...]
-"""The same place in FieldsV1: `f:spec`, `k:{"name":"main"}`, `v:"a"`."""
-
-Fields = Mapping[str, Any]
-"""A tree of FieldsV1; `{}` is a field that is owned whole, `.` says that the place itself is owned besides what is below."""
-
-
-class Absent:
-    """The type of ABSENT."""
-
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT: Final = Absent()
-"""In the place of a value that is not there (None is a value: null)."""
+from mlspec_reconciler.clusters.kube import alike, managed
+from mlspec_reconciler.clusters.kube.alike import Like
+from mlspec_reconciler.clusters.kube.managed import ABSENT as ABSENT
+from mlspec_reconciler.clusters.kube.managed import Fields, Path, Where
 
 
 class Proof(StrEnum):
@@ -80,7 +62,7 @@ def differences(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str
     shown: list[Difference] = []
     for one in _compare(wanted, live, manager).found:
         shown += (
-            (_path(where, live, wanted), have, want)
+            (managed.path_of(where, live, wanted), have, want)
             for where, have, want in _shown(one.where, one.live, one.wanted, one.owners)
         )
     return shown
@@ -91,19 +73,25 @@ def owned_digest(live: Mapping[str, Any], manager: str) -> str:
 
     It changes when somebody changes or takes over one of our fields, not with status, defaults or fields of others.
     """
-    mine, others = _entries(live, manager)
+    mine, others = managed.entries(live, manager)
     values = _values(live, _trimmed_fields(mine["fieldsV1"]), others) if mine else None
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def managers(live: Mapping[str, Any], path: Sequence[str | int]) -> list[str]:
-    """The names of all managers (ours too) that own the field at `path` of `live`, a part of it, or a value it is part of."""
-    names = []
+    """The names of all managers (ours too) that own the field at `path` of `live`, or a part of it.
+
+    When nobody does, those that own a value whole which it is a part of.
+    """
+    exact: dict[str, None] = {}
+    whole: dict[str, None] = {}
     for entry in live.get("metadata", {}).get("managedFields") or ():
-        name = entry.get("manager", "")
-        if name not in names and _touches(entry.get("fieldsV1") or {}, live, path):
-            names.append(name)
-    return names
+        match managed.owns(entry.get("fieldsV1") or {"f:": {}}, live, path):
+            case True:
+                exact[entry.get("manager", "")] = None
+            case None:
+                whole[entry.get("manager", "")] = None
+    return list(exact or whole)
 
 
 # The walk ----------------------------------------------------------------------------------------------------------------
@@ -136,28 +124,15 @@ _STRIPPED = frozenset(
 )
 """Never owned: k8s.io/apimachinery/pkg/util/managedfields/internal/stripmeta.go."""
 
-_BUILT_IN = frozenset(
-    (
-        "",
-        "apps",
-        "autoscaling",
-        "batch",
-        "networking.k8s.io",
-        "policy",
-        "rbac.authorization.k8s.io",
-        "storage.k8s.io",
-    )
-)
-"""Groups whose objects the server keeps as Go structures: it drops zeros, fills in defaults, rewrites quantities."""
 
 _SCALARS = frozenset((str, int, bool))
 
 
 def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -> _Walk:
     """Walk all that we own and all that we want."""
-    mine, others = _entries(live, manager)
+    mine, others = managed.entries(live, manager)
     version = wanted.get("apiVersion")
-    walk = _Walk(others, native=str(version).rpartition("/")[0] in _BUILT_IN)
+    walk = _Walk(others, str(version).rpartition("/")[0])
     fields = _trimmed_fields(mine["fieldsV1"]) if mine else {}
     if mine and (
         mine.get("apiVersion") != version
@@ -171,25 +146,6 @@ def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -
     if mine is None and not walk.found:
         walk.doubt = True
     return walk
-
-
-def _entries(
-    live: Mapping[str, Any], manager: str
-) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
-    """Our Apply entry (there is one per manager: the server keys appliers without their version), and all others."""
-    mine = None
-    others = []
-    for entry in live["metadata"].get("managedFields") or ():
-        if (
-            entry.get("operation") == "Apply"
-            and entry.get("manager") == manager
-            and not entry.get("subresource")
-            and entry.get("fieldsV1") is not None
-        ):
-            mine = entry
-        else:
-            others.append(entry)
-    return mine, others
 
 
 def _trimmed(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,11 +178,14 @@ def _trimmed_fields(fields: Fields) -> Fields:
 class _Walk:
     """One walk over what we own (FieldsV1), what we want and what is live, side by side."""
 
-    __slots__ = ("doubt", "found", "native", "others")
+    __slots__ = ("atomic", "defaults", "doubt", "found", "native", "others")
 
-    def __init__(self, others: Sequence[Mapping[str, Any]], *, native: bool) -> None:
+    def __init__(self, others: Sequence[Mapping[str, Any]], group: str) -> None:
         self.others = others
-        self.native = native
+        self.native = group in alike.BUILT_IN
+        known = "" if self.native else group
+        self.atomic = alike.ATOMIC_IN.get(known, frozenset())
+        self.defaults = alike.DEFAULTS.get(known, alike.NOTHING)
         self.doubt = False
         self.found: list[_Found] = []
 
@@ -262,7 +221,7 @@ class _Walk:
             case "f" if kind is dict and wanted:
                 self.mapping(wanted, live, owned, where)
             case "k" if kind is list and wanted:
-                self.items(wanted, live, owned, where, _names(first))
+                self.items(wanted, live, owned, where, managed.key_names(first))
             case "v" if kind is list and wanted:
                 self.items(wanted, live, owned, where, None)
             case "f" | "k" | "v":
@@ -274,10 +233,10 @@ class _Walk:
         self, wanted: list[Any], live: Any, owned: Fields, where: Where, names: tuple[str, ...] | None
     ) -> None:
         """Compare an associative list (`names` are its key fields) or a set (None)."""
-        elements = {_key(element): element for element in owned if element != "."}
+        elements = {managed.identity(element): element for element in owned if element != "."}
         places: dict[Any, int] = {}
         for place, item in enumerate(live if type(live) is list else ()):
-            key = _item_key(item, names)
+            key = managed.item_identity(item, names)
             if key in places:
                 return self.say(
                     Proof.UNKNOWN, where, live, wanted
@@ -285,9 +244,9 @@ class _Walk:
             places[key] = place
         last, ordered, seen = -1, True, set()
         for item in wanted:
-            key = _item_key(item, names)
+            key = managed.item_identity(item, names)
             if key not in elements and names is not None and type(item) is dict:
-                key = _defaulted(item, names, elements, owned)
+                key = managed.defaulted(item, names, elements, owned)
             if key in seen:
                 return self.say(Proof.UNKNOWN, where, live, wanted)
             seen.add(key)
@@ -295,7 +254,7 @@ class _Walk:
             place = places.get(key, -1)
             have = ABSENT if place < 0 else live[place]
             if element is None:
-                self.added(item, have, (*where, _element(key, names)))
+                self.added(item, have, (*where, managed.element_of(key, names)))
             elif place < 0:
                 self.say(Proof.UNKNOWN, (*where, element), ABSENT, item)
             elif owned[element]:
@@ -314,8 +273,12 @@ class _Walk:
             self.say(
                 Proof.DIFFERS,
                 where,
-                [_plain(key) for key in shared],
-                [_plain(key) for key in (_item_key(item, names) for item in wanted) if key in places],
+                [managed.plain(key) for key in shared],
+                [
+                    managed.plain(key)
+                    for key in (managed.item_identity(item, names) for item in wanted)
+                    if key in places
+                ],
             )
         return None
 
@@ -323,13 +286,15 @@ class _Walk:
         """Compare a value that we own whole: a scalar, an atomic list or map, or a map that we applied empty."""
         if have is ABSENT:
             # Who removes a field ends our ownership of it. So the server left it out, as it does with null and with zeros.
-            dropped = want == _DROPPED.get(where[-1], ABSENT) and (self.native or where[0] == "f:metadata")
+            dropped = want == alike.DROPPED.get(where[-1], ABSENT) and (
+                self.native or where[0] == "f:metadata"
+            )
             if not dropped or self.holders(where):
                 self.say(Proof.UNKNOWN, where, have, want)
             return
         if type(want) is dict:
             if any(
-                _children(tree) for tree in self.below(where)
+                managed.children(tree) for tree in self.below(where)
             ):  # Others own parts of it: it is not atomic.
                 if want or type(have) is not dict:
                     self.say(Proof.DIFFERS, where, have, want)
@@ -338,18 +303,14 @@ class _Walk:
                 if have != {}:
                     self.say(Proof.UNKNOWN, where, have, want)
                 return
-        match _like(want, have, where[-1][2:]):
-            case _Like.SAME if (
-                type(want) is not dict
-                or where[-1] in _ATOMIC
-                or (self.native and where[-1] == "f:nodeSelector")
-            ):
+        match alike.like(want, have, where[-1][2:], self.defaults):
+            case Like.SAME if type(want) is not dict or where[-1] in alike.ATOMIC or where[-1] in self.atomic:
                 return
-            case _Like.DEFAULTS if self.native and not self.holders(where):
+            case Like.DEFAULTS if not self.holders(where):
                 return
-            case _Like.QUANTITY if self.native and _is_quantity(where) and not self.holders(where):
+            case Like.QUANTITY if self.native and alike.is_quantity(where) and not self.holders(where):
                 return
-            case _Like.OTHER:
+            case Like.OTHER:
                 self.say(Proof.DIFFERS, where, have, want)
             case _:
                 self.say(Proof.UNKNOWN, where, have, want)
@@ -371,207 +332,11 @@ class _Walk:
 
     def below(self, where: Where) -> list[Fields]:
         """What other managers own in this place: one tree for each that owns it or a part of it."""
-        return _below(self.others, where)
+        return managed.below(self.others, where)
 
     def holders(self, where: Where) -> bool:
         """Whether another manager owns exactly this place."""
         return any(not tree or "." in tree for tree in self.below(where))
-
-
-# Values ------------------------------------------------------------------------------------------------------------------
-
-
-class _Like(StrEnum):
-    """How alike a wanted and a live value are that are applied whole."""
-
-    SAME = "same"
-    DEFAULTS = "defaults"
-    """Live has more: the known defaults of built-in kinds inside an atomic value."""
-    QUANTITY = "quantity"
-    """The same quantity, written in another way."""
-    FILLED = "filled"
-    """Live has more, or a value in the place of a zero: defaults of the server, or what we wanted before."""
-    OTHER = "other"
-
-
-_RANK = tuple(_Like)
-_ALIKE = (_Like.SAME, _Like.DEFAULTS, _Like.QUANTITY)
-
-_ATOMIC = frozenset(
-    f"f:{name}"
-    for name in (
-        "configMapKeyRef",
-        "fieldRef",
-        "fileKeyRef",
-        "labelSelector",
-        "namespaceSelector",
-        "nodeLabels",
-        "objectSelector",
-        "podSelector",
-        "preference",
-        "requiredDuringSchedulingIgnoredDuringExecution",
-        "resourceFieldRef",
-        "roleRef",
-        "scopeSelector",
-        "secretKeyRef",
-        "selector",
-        "targetRef",
-    )
-)
-"""Maps that are atomic in every kind that has a field of this name. A map that is owned whole is atomic, or was
-applied empty and filled by defaults; the name tells which (a test compares this table with the schema of the server)."""
-
-_DROPPED: Mapping[str, Any] = {
-    "f:annotations": {},
-    "f:data": {},
-    "f:hostNetwork": False,
-    "f:labels": {},
-    "f:readOnly": False,
-    "f:value": "",
-}
-"""Zeros that the server does not keep, so that they are owned and not live. Zeros of other fields may be kept."""
-
-_DEFAULTED: Mapping[str, Mapping[str, Any]] = {
-    "fieldRef": {"apiVersion": "v1"},
-    "ports": {"protocol": "TCP"},
-    "resourceFieldRef": {"divisor": "0"},
-    "serviceAccountToken": {"expirationSeconds": 3600},
-}
-"""Defaults of built-in kinds inside atomic values, by the field that holds them. All other defaults are in maps of which we
-own our own fields alone."""
-
-
-def _like(want: Any, have: Any, name: str) -> _Like:
-    """Compare two values that are applied whole; `name` is the field that holds them."""
-    match want, have:
-        case list(), list():
-            if len(want) != len(have):
-                return _worst([_Like.FILLED if not want else _Like.OTHER])
-            return _worst(_like(one, other, name) for one, other in zip(want, have, strict=True))
-        case dict(), dict():
-            more = {key: value for key, value in have.items() if key not in want}
-            known = _DEFAULTED.get(name, {})
-            alike = [_like(value, have.get(key, ABSENT), key) for key, value in want.items()]
-            if more:
-                filled = all(known.get(key) == value for key, value in more.items())
-                alike.append(_Like.DEFAULTS if filled else _Like.FILLED)
-            return _worst(alike)
-        case (str() | bool(), _) | (_, str() | bool()) if type(want) is type(have) and want == have:
-            return _Like.SAME
-        case (int() | float(), int() | float()) if want == have and bool not in (type(want), type(have)):
-            return _Like.SAME
-        case (None, None):
-            return _Like.SAME
-        case ("" | 0 | None | [], _) if want is not False:
-            return _Like.FILLED
-        case (str() | int() | float(), str() | int() | float()) if _same_quantity(want, have):
-            return _Like.QUANTITY
-    return _Like.OTHER if want or have is not ABSENT else _Like.FILLED
-
-
-def _worst(alike: Iterable[_Like]) -> _Like:
-    return max(alike, key=_RANK.index, default=_Like.SAME)
-
-
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([EPTGMk]i?|Ki|[num]|[eE][+-]?\d+)?")
-_SUFFIX: Mapping[str, Fraction] = {
-    **{f"{letter}i": Fraction(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-    **{letter: Fraction(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
-    **{letter: Fraction(1, 1000**power) for power, letter in enumerate("mun", 1)},
-}
-
-
-def _same_quantity(want: float | str, have: float | str) -> bool:
-    """Whether two scalars mean the same quantity: `"0.1"` and `"100m"`, `1` and `"1"`."""
-    if bool in (type(want), type(have)):
-        return False
-    first, second = _quantity(str(want)), _quantity(str(have))
-    return first is not None and first == second
-
-
-def _quantity(text: str) -> Fraction | None:
-    """The number that a quantity means; None if it is none."""
-    parts = _QUANTITY.fullmatch(text)
-    if parts is None or len(text) > 40:
-        return None
-    suffix = parts[2] or ""
-    if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
-        return Fraction(parts[1]) * Fraction(10) ** int(suffix[1:]) if len(suffix) < 5 else None
-    return Fraction(parts[1]) * _SUFFIX.get(suffix, Fraction(1))
-
-
-def _is_quantity(where: Where) -> bool:
-    """Whether a field of a built-in kind is a quantity, which the server writes in its own way."""
-    return where[-1] == "f:sizeLimit" or (
-        len(where) > 2 and where[-3] == "f:resources" and where[-2] in ("f:requests", "f:limits")
-    )
-
-
-# Items of lists ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16_384)
-def _parsed(element: str) -> Any:
-    """The JSON of a `k:` or `v:` element."""
-    return json.loads(element[2:])
-
-
-@lru_cache(maxsize=16_384)
-def _key(element: str) -> Any:
-    """What identifies an item: the values of its key fields in the order of their names, or the value of a set."""
-    parsed = _parsed(element)
-    if element[0] == "v":
-        return _hashable(parsed)
-    values = tuple(parsed[name] for name in sorted(parsed))
-    return values[0] if len(values) == 1 else values
-
-
-@lru_cache(maxsize=1_024)
-def _names(element: str) -> tuple[str, ...]:
-    """The names of the key fields."""
-    return tuple(sorted(_parsed(element)))
-
-
-def _item_key(item: Any, names: tuple[str, ...] | None) -> Any:
-    """The identity of an item of a list, as `_key` says it for an element of FieldsV1."""
-    if names is None:
-        return _hashable(item)
-    if type(item) is not dict:
-        return ABSENT
-    if len(names) == 1:
-        return _hashable(item.get(names[0], ABSENT))
-    return tuple(_hashable(item.get(name, ABSENT)) for name in names)
-
-
-def _hashable(value: Any) -> Any:
-    return value if type(value) is not dict and type(value) is not list else json.dumps(value, sort_keys=True)
-
-
-def _defaulted(
-    item: dict[str, Any], names: tuple[str, ...], elements: Mapping[Any, str], owned: Fields
-) -> Any:
-    """The identity of an item that leaves out key fields: the owned item that did so too (`protocol: TCP` of a port)."""
-    missing = [name for name in names if name not in item]
-    fitting = [
-        key
-        for key, element in elements.items()
-        if all(name in missing or _parsed(element)[name] == item[name] for name in names)
-        and not any(f"f:{name}" in owned[element] for name in missing)
-    ]
-    return fitting[0] if missing and len(fitting) == 1 else _item_key(item, names)
-
-
-def _element(key: Any, names: tuple[str, ...] | None) -> str:
-    """The element of FieldsV1 of a new item."""
-    if names is None or key is ABSENT:
-        return "v:" + json.dumps(key, default=str)
-    values = (key,) if len(names) == 1 else key
-    known = {name: value for name, value in zip(names, values, strict=True) if value is not ABSENT}
-    return "k:" + json.dumps(known, separators=(",", ":"))
-
-
-def _plain(key: Any) -> Any:
-    return list(key) if type(key) is tuple else key
 
 
 # What is shown -----------------------------------------------------------------------------------------------------------
@@ -581,13 +346,13 @@ def _shown(
     where: Where, have: Any, want: Any, owners: tuple[Fields, ...]
 ) -> Iterator[tuple[Where, Any, Any]]:
     """The values that change within a finding: a wanted map says nothing about the other fields of the live one."""
-    if type(want) is dict and type(have) is dict and where and where[-1] not in _ATOMIC:
+    if type(want) is dict and type(have) is dict and where and where[-1] not in alike.ATOMIC:
         for name, value in want.items():
             below = tuple(tree[f"f:{name}"] for tree in owners if f"f:{name}" in tree)
             yield from _shown((*where, f"f:{name}"), have.get(name, ABSENT), value, below)
-    elif type(want) is list and type(have) is list and owners and _children(owners[0]):
+    elif type(want) is list and type(have) is list and owners and managed.children(owners[0]):
         yield from _shown_items(where, have, want, owners)
-    elif _like(want, have, where[-1][2:] if where else "") not in _ALIKE and not (
+    elif alike.like(want, have, where[-1][2:] if where else "") not in alike.ALIKE and not (
         have is ABSENT and not want
     ):
         yield where, have, want
@@ -597,12 +362,12 @@ def _shown_items(
     where: Where, have: list[Any], want: list[Any], owners: tuple[Fields, ...]
 ) -> Iterator[tuple[Where, Any, Any]]:
     """The items that change in a list which another manager owns by items, and we do not own yet."""
-    first = next(iter(_children(owners[0])))
-    names = _names(first) if first[0] == "k" else None
-    items = {_item_key(item, names): item for item in have}
+    first = next(iter(managed.children(owners[0])))
+    names = managed.key_names(first) if first[0] == "k" else None
+    items = {managed.item_identity(item, names): item for item in have}
     for item in want:
-        key = _item_key(item, names)
-        element = _element(key, names)
+        key = managed.item_identity(item, names)
+        element = managed.element_of(key, names)
         below = tuple(tree[element] for tree in owners if element in tree)
         yield from _shown((*where, element), items.get(key, ABSENT), item, below)
 
@@ -618,94 +383,25 @@ def _unshared(
         return
     for element, below in owned.items():
         if element != ".":
-            value = _child(have, element)
+            value = managed.child(have, element)
             yield from _unshared(
                 value, (*where, element), below, [one[element] for one in others if element in one]
             )
 
 
-def _below(entries: Sequence[Mapping[str, Any]], where: Where) -> list[Fields]:
-    """What entries of managedFields own in a place."""
-    trees = []
-    for entry in entries:
-        tree = entry.get("fieldsV1")
-        for element in where:
-            tree = tree.get(element) if tree else None
-            if tree is None:
-                break
-        if tree is not None:
-            trees.append(tree)
-    return trees
-
-
-def _children(tree: Fields) -> list[str]:
-    return [element for element in tree if element != "."]
-
-
-def _child(value: Any, element: str) -> Any:
-    """The value that an element of FieldsV1 names, or ABSENT."""
-    if element[0] == "f":
-        return value.get(element[2:], ABSENT) if type(value) is dict else ABSENT
-    place = _place(value, element)
-    return value[place] if place is not None else ABSENT
-
-
-def _place(value: Any, element: str) -> int | None:
-    """The index of the item that a `k:` or `v:` element names."""
-    if type(value) is not list or element[0] not in "kv":
-        return None
-    names = _names(element) if element[0] == "k" else None
-    key = _key(element)
-    return next((place for place, item in enumerate(value) if _item_key(item, names) == key), None)
-
-
-def _path(where: Where, live: Any, wanted: Any) -> Path:
-    """A place of FieldsV1 as a path into live, or into wanted where it is not live."""
-    path: list[str | int] = []
-    for element in where:
-        if element[0] == "f":
-            path.append(element[2:])
-        else:
-            place = _place(live, element)
-            if place is None:
-                place = _place(wanted, element)
-            path.append(element if place is None else place)
-        live, wanted = _child(live, element), _child(wanted, element)
-    return tuple(path)
-
-
-def _touches(fields: Fields, live: Any, path: Sequence[str | int]) -> bool:
-    """Whether a tree owns the value at `path`, a part of it, or a value that it is a part of."""
-    for step in path:
-        if not fields:
-            return True
-        if type(step) is int:
-            if type(live) is not list or step >= len(live):
-                return False
-            element = next((one for one in fields if one[0] in "kv" and _place(live, one) == step), None)
-            live = live[step]
-        else:
-            element = f"f:{step}"
-            live = live.get(step) if type(live) is dict else None
-        if element is None or element not in fields:
-            return False
-        fields = fields[element]
-    return True
-
-
 def _values(live: Any, owned: Fields, others: Sequence[Mapping[str, Any]], where: Where = ()) -> Any:
     """The owned part of a value, for a digest."""
-    children = _children(owned)
+    children = managed.children(owned)
     if not children:
-        if type(live) is dict and any(_children(tree) for tree in _below(others, where)):
+        if type(live) is dict and any(managed.children(tree) for tree in managed.below(others, where)):
             return {}  # We applied it empty, what is in it belongs to others.
         return None if live is ABSENT else [live]
     if children[0][0] == "f":
         return {
-            element: _values(_child(live, element), owned[element], others, (*where, element))
+            element: _values(managed.child(live, element), owned[element], others, (*where, element))
             for element in children
         }
-    places = sorted((place, one) for one in children if (place := _place(live, one)) is not None)
+    places = sorted((place, one) for one in children if (place := managed.place_of(live, one)) is not None)
     gone = sorted(set(children) - {one for _, one in places})
     present = [[one, _values(live[place], owned[one], others, (*where, one))] for place, one in places]
     return present + [[one] for one in gone]
