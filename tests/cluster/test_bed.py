@@ -162,6 +162,18 @@ def test_simulated_pods_end_as_their_annotation_says(gpu_pool: ControlPlane) -> 
     assert state(gpu_pool, namespace, "crash-loop")["waiting"]["reason"] == "CrashLoopBackOff"
 
 
+def test_a_pod_that_mounts_a_claim_is_scheduled(gpu_pool: ControlPlane) -> None:
+    """Every pod of ours mounts the project's storage; the scheduler waits until a claim is bound."""
+    namespace = gpu_pool.namespace("storage")
+    kwok.claim(gpu_pool.api, namespace, "data")
+    mounting = job(namespace, "mounts", duration="1ms")
+    mounting["spec"]["template"]["spec"]["volumes"] = [
+        {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+    ]
+    gpu_pool.apply([mounting])
+    assert ended(gpu_pool, "batch/v1", "Job", "mounts", namespace) == "Complete"
+
+
 def test_a_deployment_becomes_available_and_a_deleted_pod_is_gone(gpu_pool: ControlPlane) -> None:
     """A service's pods run for ever, and nothing waits for a kubelet that does not exist."""
     namespace = gpu_pool.namespace("service")

@@ -24,7 +24,7 @@ API_VERSION = "argoproj.io/v1alpha1"
 KEEP_FINISHED = 7 * 86400
 LOST = 3
 """Attempts more for pods that are lost (a node goes, Kueue preempts): not the step's fault."""
-PHASES = {"Succeeded": "succeeded", "Failed": "failed", "Error": "failed", "Running": "running"}
+ENDS = {"Succeeded": "succeeded", "Failed": "failed", "Error": "failed"}
 # Argo's own containers have no security context unless its installation gives them one, so a namespace that enforces
 # "restricted" would refuse every pod; and no field of a Workflow says the second.
 PATCH = json.dumps(
@@ -130,10 +130,7 @@ def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
         "retryStrategy": {
             "limit": str(step.retries + LOST),
             "retryPolicy": "Always",
-            # A pod that was lost is an Error and comes again; a step that failed only `retries` times, and never when
-            # the runtime says that it will fail again.
-            "expression": f"lastRetry.status == 'Error' || "
-            f"(asInt(lastRetry.exitCode) != {pod.FINAL} && asInt(retries) < {step.retries})",
+            "expression": _again(step.retries),
             # No maxDuration: it counts from the first start and would forbid to repeat what takes longer.
             "backoff": {"duration": "10", "factor": "2", "cap": "600"},
         },
@@ -145,6 +142,15 @@ def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
         },
         **pod.placement(step.needs),
     }
+
+
+def _again(retries: int) -> str:
+    """When a step runs again. A pod that was lost (Error, or Failed without an exit code) comes again; a step that failed
+    does `retries` times, and not when the runtime says that it will fail again, nor when its time was up."""
+    late = "lastRetry.message contains 'longer than the specified deadline'"
+    lost = "lastRetry.status == 'Error' || not (lastRetry.message contains 'exit code')"
+    own = f"asInt(lastRetry.exitCode) != {pod.FINAL} && asInt(retries) < {retries}"
+    return f"not ({late}) && ({lost} || {own})"
 
 
 def workflow_health(live: Live) -> Health:
@@ -171,8 +177,7 @@ def workflow_health(live: Live) -> Health:
 def workflow_run(live: Live) -> RunFact:
     """Phase of a Workflow, and the results of its steps from their output parameter."""
     results = _results(live.status)
-    phase = PHASES.get(str(live.status.get("phase") or ""), "pending")
-    match phase:
+    match ENDS.get(str(live.status.get("phase"))):
         case "failed":
             return RunFact("failed", results, _failure(live))
         case "succeeded":
@@ -180,10 +185,11 @@ def workflow_run(live: Live) -> RunFact:
             if missing := sorted(steps - set(results)):
                 return RunFact("failed", results, _why_missing(missing[0], live.status))
             return RunFact("succeeded", results)
-        case "running":
-            return RunFact("running", results)
         case _:
-            return RunFact("pending", results)
+            started = any(
+                node.get("type") == "Pod" and node.get("phase") != "Pending" for node in _nodes(live.status)
+            )
+            return RunFact("running" if started else "pending", results)
 
 
 def cron_health(live: Live) -> Health:
@@ -194,7 +200,7 @@ def cron_health(live: Live) -> Health:
     if (live.body.get("spec") or {}).get("suspend"):
         return Health(State.WAITING, "suspended by hand")
     done = _finished(live)
-    if done and PHASES[done[-1].status["phase"]] == "failed":
+    if done and ENDS[done[-1].status["phase"]] == "failed":
         return Health(State.FAILED, _failure(done[-1]))
     if summary := cron_result(live).get("summary"):
         return Health(State.READY, str(summary))
@@ -213,7 +219,7 @@ def cron_result(live: Live) -> JSON:
 def _finished(live: Live) -> list[Live]:
     """The Workflows of a CronWorkflow that have ended, in the order of their ends."""
     workflows = [Live(one, one.get("status") or {}) for one in live.parts if one.get("kind") == "Workflow"]
-    ended = [one for one in workflows if PHASES.get(str(one.status.get("phase"))) in ("succeeded", "failed")]
+    ended = [one for one in workflows if one.status.get("phase") in ENDS]
     return sorted(ended, key=lambda one: (str(one.status.get("finishedAt")), one.body["metadata"]["name"]))
 
 

@@ -180,9 +180,8 @@ def deployment_health(live: Live) -> Health:
             State.FAILED, trouble.sentence if trouble else str(conditions["Progressing"]["message"])
         )
     if conditions.get("ReplicaFailure", {}).get("status") == "True":
-        trouble = observed.Trouble(
-            State.WAITING, f"no pod is made: {conditions['ReplicaFailure']['message']}"
-        )
+        refusal = observed.nameless(str(conditions["ReplicaFailure"].get("message")))
+        trouble = observed.Trouble(State.WAITING, f"no pod is made: {refusal}")
     wanted = (body.get("spec") or {}).get("replicas", 1)
     updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
     if updated >= wanted and status.get("replicas", 0) <= updated and available >= wanted:

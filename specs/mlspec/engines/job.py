@@ -79,7 +79,8 @@ def run(live: Live) -> RunFact:
     results = observed.results(live.parts)
     end = _end(live)
     if end is None:
-        return RunFact("running" if live.status.get("active") else "pending", results)
+        phases = {(one.get("status") or {}).get("phase") for one in observed.pods(live.parts)}
+        return RunFact("running" if phases - {"Pending", None} else "pending", results)
     if end[0] == "Failed":
         return RunFact("failed", results, end[1])
     missing = sorted(_steps(live) - set(results))

@@ -24,6 +24,10 @@ _PREEMPTION = re.compile(r"\.\s*(no new claims to deallocate, )?preemption: .*",
 _CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _NAMED = re.compile(r'^pods "[^"]+" is forbidden: ')
 _FLAVORS = re.compile(r"couldn't assign flavors to pod set \S+: ")
+_ASKED = re.compile(
+    r"previously considered podsets requests \(0\) \+ current podset request \((\S+)\) > maximum capacity \((\S+)\)"
+)
+_PREEMPTOR = re.compile(r" \(UID: [^)]*\)|; preempt(or|ee) path: \S+")
 _PULLS = {"ImagePullBackOff", "ErrImagePull", "RegistryUnavailable", "ImageInspectError"}
 _PULL_CAUSES = (
     (re.compile(r"not found|does not exist|NotFound"), "the registry does not have it"),
@@ -172,12 +176,19 @@ def admission(parts: Iterable[Body]) -> Trouble | None:
             return Trouble(
                 State.WAITING, f"has quota in pool {queue}; waits for {', '.join(checks) or 'admission'}"
             )
-        message = _FLAVORS.sub("", str(conditions.get("QuotaReserved", {}).get("message") or "")).strip()
+        message = _arithmetic(str(conditions.get("QuotaReserved", {}).get("message") or ""))
         again = f" again ({evicted['reason']})" if _true(conditions, "Evicted") else ""
         return Trouble(
             State.WAITING, f"waits{again} for quota in pool {queue}" + (f": {message}" if message else "")
         )
     return None
+
+
+def _arithmetic(message: str) -> str:
+    """Kueue's reason without pod sets, UIDs and paths: which resource of which flavor is short, and by how much."""
+    message = _FLAVORS.sub("", message)
+    message = _ASKED.sub(r"\1 asked for, \2 is the most", message)
+    return _PREEMPTOR.sub("", message).strip()
 
 
 def _true(conditions: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -42,7 +42,6 @@ HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
 RETRIES = 5
 """Writes of an object whose status changes all the time, each with the version that was read just before."""
-NAMES_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 INSTALL = {
     "argoproj.io": "install Argo Workflows, or choose engine: job",
     "kueue.x-k8s.io": "install Kueue, or take the pool away",
@@ -323,8 +322,9 @@ class KubeCluster:
             by_kind.setdefault((key.api_version, key.kind), set()).add(key)
         for kind, wanted in by_kind.items():
             if len(wanted) > SINGLE_READS:
-                items = self.transport.list(self._collection(*kind), accept=NAMES_ONLY)[0]
-                names = {item["metadata"]["name"] for item in items}
+                path = self._collection(*kind)
+                found = self.transport.scan(path, lambda item: str(item["metadata"]["name"]))
+                names = set(found[0])
                 self._absent |= {key for key in wanted if key.name not in names}
 
     def _parts_of(self, bodies: Iterable[JSON]) -> Parts:
