@@ -27,7 +27,7 @@ _FLAVORS = re.compile(r"couldn't assign flavors to pod set \S+: ")
 _ASKED = re.compile(
     r"previously considered podsets requests \(0\) \+ current podset request \((\S+)\) > maximum capacity \((\S+)\)"
 )
-_PREEMPTOR = re.compile(r" \(UID: [^)]*\)|; preempt(or|ee) path: \S+")
+_PREEMPTOR = re.compile(r" \(UID: [^)]*\)|; preempt(or|ee) path: [^;]*")
 _PULLS = {"ImagePullBackOff", "ErrImagePull", "RegistryUnavailable", "ImageInspectError"}
 _PULL_CAUSES = (
     (re.compile(r"not found|does not exist|NotFound"), "the registry does not have it"),
@@ -177,7 +177,12 @@ def admission(parts: Iterable[Body]) -> Trouble | None:
                 State.WAITING, f"has quota in pool {queue}; waits for {', '.join(checks) or 'admission'}"
             )
         message = _arithmetic(str(conditions.get("QuotaReserved", {}).get("message") or ""))
-        again = f" again ({evicted['reason']})" if _true(conditions, "Evicted") else ""
+        reason = str(evicted.get("reason") or "")
+        again = (
+            f" again{'' if message.startswith(reason) else f' ({reason})'}"
+            if _true(conditions, "Evicted")
+            else ""
+        )
         return Trouble(
             State.WAITING, f"waits{again} for quota in pool {queue}" + (f": {message}" if message else "")
         )
