@@ -40,6 +40,8 @@ SINGLE_READS = 16
 """Objects of one kind that are looked for one by one; more are found by one list."""
 HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
+YOUNG = 10.0
+"""Seconds in which Kubernetes gives a new namespace its root certificate."""
 RETRIES = 5
 """Writes of an object whose status changes all the time, each with the version that was read just before."""
 INSTALL = {
@@ -79,6 +81,10 @@ class KubeCluster:
             raise Unavailable(f"{words}; make it with: kubectl create namespace {target.namespace}") from None
         except errors.Forbidden:
             pass  # whoever may not read the namespace may still use it
+        except errors.ApiError as error:
+            raise Unavailable(
+                f"{transport.server} does not tell of namespace {target.namespace}: {error}"
+            ) from error
         return cluster
 
     def close(self) -> None:
@@ -94,19 +100,26 @@ class KubeCluster:
 
     @cached_property
     def identity(self) -> str:
-        """`kubernetes/UID/NAMESPACE`, by the uid of kube-system; where that may not be read, of this namespace's root
-        certificate."""
-        for path in (
-            "/api/v1/namespaces/kube-system",
-            f"/api/v1/namespaces/{self.namespace}/configmaps/kube-root-ca.crt",
-        ):
+        """`kubernetes/UID/NAMESPACE`, by the uid of the namespace's root certificate: whoever may write here may read it, so
+        everybody gets the same name."""
+        path = f"/api/v1/namespaces/{self.namespace}/configmaps/kube-root-ca.crt"
+        until = time.monotonic() + YOUNG
+        while True:
             try:
                 uid = self.transport.request("GET", path).body["metadata"]["uid"]
-            except (errors.Forbidden, errors.NotFound):
-                continue
-            return f"kubernetes/{uid}/{self.namespace}"
+                return f"kubernetes/{uid}/{self.namespace}"
+            except errors.NotFound:  # a namespace gets it soon after it was made
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.2)
+            except errors.ApiError as error:
+                words = f"the cluster cannot be told from others: {error}"
+                raise Unavailable(
+                    f"{words}; get and list of ConfigMaps in {self.namespace} are needed"
+                ) from None
         raise Unavailable(
-            f"the cluster cannot be told from others: grant get on the ConfigMap kube-root-ca.crt in {self.namespace}"
+            f"there is no ConfigMap kube-root-ca.crt in {self.namespace}: is the namespace there, and does "
+            "kube-controller-manager run?"
         )
 
     def get(self, key: Key) -> Object | None:
@@ -128,7 +141,7 @@ class KubeCluster:
         parts = self._parts_of(found.values())
         objects = [_object(body, parts) for body in found.values()]
         self._seen = {one.key: one for one in objects}
-        self._absent |= keys - found.keys()
+        self._absent = (self._absent - found.keys()) | (keys - found.keys())
         return objects
 
     def create(self, body: JSON, annotations: Mapping[str, str]) -> Object:
@@ -140,14 +153,8 @@ class KubeCluster:
             raise Conflict(f"{key} {'is being deleted' if live.deleting else 'exists already'}")
         answer = self._apply(key, self._complete(body, annotations))
         self._absent.discard(key)
-        if (
-            answer.status != 201
-        ):  # somebody was faster: take our fields back, which leaves theirs as they were
-            if (
-                not answer.body["metadata"].get("annotations", {}).get(OWN + "resource")
-                or len(_managers(answer.body)) > 1
-            ):
-                self._release(key)
+        if answer.status != 201 and not _made_here(answer.body):
+            self._release(key)  # somebody was faster: take our fields back, which leaves theirs as they were
             raise Conflict(f"{key} exists already")
         return _object(answer.body, Parts(()))
 
@@ -323,7 +330,10 @@ class KubeCluster:
         for kind, wanted in by_kind.items():
             if len(wanted) > SINGLE_READS:
                 path = self._collection(*kind)
-                found = self.transport.scan(path, lambda item: str(item["metadata"]["name"]))
+                try:
+                    found = self.transport.scan(path, lambda item: str(item["metadata"]["name"]))
+                except errors.ApiError as error:
+                    raise Unavailable(f"{kind[1]}s of {kind[0]} cannot be listed: {error}") from error
                 names = set(found[0])
                 self._absent |= {key for key in wanted if key.name not in names}
 
@@ -341,10 +351,16 @@ class KubeCluster:
         answers = self.transport.each(
             lambda kind: self.transport.list(self._collection(*kind), query=query)[0], wanted
         )
+        if any(isinstance(answer, errors.NotServed) for answer in answers):
+            self._discovery.refresh()  # what is known of the server may be an hour old
+        found: list[Sequence[dict[str, Any]]] = []
         for kind, answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, errors.NotServed) and self._discovery.resource(*kind) is None:
+                continue  # its definition was deleted, and with it all objects
             if isinstance(answer, errors.ApiError):
                 raise Unavailable(f"{kind[1]}s of {kind[0]} cannot be listed: {answer}")
-        return [answer for answer in answers if not isinstance(answer, errors.ApiError)]
+            found.append(answer)
+        return found
 
     def _create_run(self, key: Key, body: JSON, annotations: Mapping[str, str]) -> Object:
         complete = self._complete(body, annotations)
@@ -408,7 +424,10 @@ class KubeCluster:
             "kind": key.kind,
             "metadata": {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})},
         }
-        self._patch(key, body, force=False, dry=False)
+        try:
+            self._patch(key, body, force=False, dry=False)
+        except errors.ApiError as error:
+            raise Refused(f"{key} exists already, and has fields of ours now: {error}") from error
 
     def _preview(self, body: JSON, annotations: Mapping[str, str], live: Object | None) -> Preview:
         key = key_of(body)
@@ -536,6 +555,21 @@ def _owners(body: JSON) -> list[JSON]:
 
 def _managers(body: JSON) -> set[str]:
     return {entry["manager"] for entry in body["metadata"].get("managedFields") or ()}
+
+
+def _made_here(body: JSON) -> bool:
+    """Whether an object that a create found was made by that create, in an attempt whose answer was lost.
+
+    Its fields have been ours since it was made, and nobody else wrote more than bookkeeping within that second.
+    """
+    made, entries = body["metadata"]["creationTimestamp"], body["metadata"].get("managedFields") or ()
+    ours = [one for one in entries if one["manager"] == MANAGER and one["operation"] == "Apply"]
+    others = [one for one in entries if one not in ours and not one.get("subresource")]
+    return (
+        bool(ours)
+        and all(one["time"] <= made for one in ours)
+        and not any(one["time"] <= made and set(one["fieldsV1"]) - {"f:metadata"} for one in others)
+    )
 
 
 def _maker(body: JSON) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Refused
+from mlspec_reconciler.cluster import Conflict, Refused, Unavailable
 from mlspec_reconciler.clusters.kube import errors
-from mlspec_reconciler.clusters.kube.transport import Transport
+from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Transport
 
 LABEL = "mlspec.dev/ledger"
 LARGEST = 1_000_000
@@ -40,6 +40,8 @@ class Ledger:
         except errors.NotFound:
             self._versions.pop(name, None)
             return None
+        except errors.ApiError as error:
+            raise self._unread(name, error) from error
         self._versions[name] = body["metadata"]["resourceVersion"]
         return _unpack(body)
 
@@ -58,7 +60,7 @@ class Ledger:
             if self.read(name) != document:
                 raise Conflict(f"the {name} of {self._project} was written by somebody else") from error
             return
-        except errors.Forbidden as error:
+        except errors.ApiError as error:
             raise Refused(f"mlspec keeps its {name} in ConfigMaps of {self._namespace}: {error}") from error
         self._versions[name] = answer.body["metadata"]["resourceVersion"]
 
@@ -66,13 +68,16 @@ class Ledger:
         """Keep how a run ended; repeated writes are one."""
         document = {"phase": fact.phase, "results": dict(fact.results), "message": fact.message}
         body = self._body(f"mlspec-run-{run}", {"run": run, **document}, "run")
-        self._transport.request(
-            "PATCH",
-            f"{self._folder}/{body['metadata']['name']}",
-            query={"fieldManager": "mlspec", "force": "true"},
-            body=body,
-            content_type="application/apply-patch+yaml",
-        )
+        try:
+            self._transport.request(
+                "PATCH",
+                f"{self._folder}/{body['metadata']['name']}",
+                query={"fieldManager": "mlspec", "force": "true"},
+                body=body,
+                content_type=APPLY_TYPE,
+            )
+        except errors.ApiError as error:
+            raise Unavailable(f"the end of {run} cannot be kept in {self._namespace}: {error}") from error
 
     def runs(self) -> dict[str, RunFact]:
         """All ends that were kept, by the name of the run."""
@@ -89,11 +94,20 @@ class Ledger:
                 self._transport.request("DELETE", f"{self._folder}/{body['metadata']['name']}")
             except errors.NotFound:
                 continue
+            except errors.ApiError as error:
+                raise Unavailable(f"{body['metadata']['name']} cannot be deleted: {error}") from error
         self._versions.clear()
 
     def _documents(self, sort: str) -> list[dict[str, Any]]:
         selector = f"{LABEL}={self._project},mlspec.dev/part={sort}"
-        return self._transport.list(self._folder, query={"labelSelector": selector})[0]
+        try:
+            return self._transport.list(self._folder, query={"labelSelector": selector})[0]
+        except errors.ApiError as error:
+            raise self._unread(f"{sort}s", error) from error
+
+    def _unread(self, name: str, error: errors.ApiError) -> Unavailable:
+        words = f"mlspec keeps its {name} in ConfigMaps of {self._namespace}, which cannot be read"
+        return Unavailable(f"{words}: {error}")
 
     def _name(self, name: str) -> str:
         return f"mlspec-{self._project}-{name}"
