@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
+from mlspec.compile import readings
+from mlspec.kinds.project import Target
 from mlspec_reconciler import terminal, workspace
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
-from mlspec_reconciler.reconcile import NONE, look
+from mlspec_reconciler.reconcile import NONE, health, look
 from mlspec_reconciler.show import status as show
 
 
@@ -47,7 +49,7 @@ def command(resource: str | None, path: Path, target: str | None, output: str) -
             click.echo(f"error[unknown-resource]: {resource} is not applied; there are {known}", err=True)
             return 1
     if output == "json":
-        click.echo(json.dumps(_document(rows, objects), indent=2, default=str))
+        click.echo(json.dumps(_document(rows, objects, wanted.target), indent=2, default=str))
     elif resource is not None:
         click.echo(show.text(rows, resource, terminal.colored()))
         click.echo("\n".join(show.details(objects, wanted.target)))
@@ -66,9 +68,16 @@ def _headline(found: workspace.Connected, needy: int, count: int) -> str:
     return f"{found.wanted.project.name} on {found.target_name}{at} - {state}"
 
 
-def _document(rows: Sequence[show.Line], objects: Sequence[Object]) -> dict[str, Any]:
+def _document(rows: Sequence[show.Line], objects: Sequence[Object], target: Target) -> dict[str, Any]:
     found = [
-        {"kind": one.key.kind, "name": one.key.name, "spec": one.body.get("spec"), "status": one.status}
+        {
+            "kind": one.key.kind,
+            "name": one.key.name,
+            "spec": one.body.get("spec"),
+            "status": one.status,
+            "health": dataclasses.asdict(health(one, target)),
+            "result": show.result_of(one, readings(target.choice)) or None,
+        }
         for one in objects
     ]
     return {"version": 1, "resources": [dataclasses.asdict(row) for row in rows], "objects": found}
