@@ -6,7 +6,7 @@ be trusted and a crash can be repeated. What depends on a run that has not finis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -89,7 +89,7 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     """Lower every resource in the order of its references, and every workload by the engine of the target."""
     chosen = settings(project, target, facts.bundles)
     lowered: dict[tuple[str, str], Lowered] = {}
-    manifests = _account(project, target, chosen)
+    manifests: list[Manifest] = []
     unsupported: dict[str, str] = {}
     context = Context(project.catalog, facts, lowered)
     for resource in project.order:
@@ -107,20 +107,26 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
                 unsupported[resource.id] = made
             else:
                 manifests.extend(made)
+    pools = [one for result in lowered.values() for one in result.workloads if isinstance(one, Pool)]
     return Compiled(
-        {f"{kind}/{name}": one for (kind, name), one in lowered.items()}, tuple(manifests), unsupported
+        {f"{kind}/{name}": one for (kind, name), one in lowered.items()},
+        (*_common(project, target, chosen, pools), *manifests),
+        unsupported,
     )
 
 
-def _account(project: Project, target: Target, settings: Settings) -> list[Manifest]:
-    """The account of the pods belongs to the Project, unless its target names one that somebody else has made."""
-    if target.kubernetes is None or target.kubernetes.service_account is not None:
+def _common(project: Project, target: Target, settings: Settings, pools: Sequence[Pool]) -> list[Manifest]:
+    """What belongs to the Project: what its pools share, and the account of the pods unless its target names one that
+    somebody else has made."""
+    if target.kubernetes is None:
         return []
-    return [
-        manifest
-        for resource in project.catalog.of("Project")
-        for manifest in account.objects(settings, Origin(resource.id, resource.mark))
-    ]
+    own = target.kubernetes.service_account is None
+    found: list[Manifest] = []
+    for resource in project.catalog.of("Project"):
+        origin = Origin(resource.id, resource.mark)
+        found += account.objects(settings, origin) if own else []
+        found += kueue.shared(pools, settings, origin)
+    return found
 
 
 def lower(workload: Workload, target: Target, settings: Settings, origin: Origin) -> list[Manifest] | str:

@@ -339,3 +339,20 @@ def test_a_pool_covers_what_every_pod_asks_for() -> None:
     quotas = {one["name"]: one for one in group["flavors"][0]["resources"]}
     assert quotas["nvidia.com/gpu"] == {"name": "nvidia.com/gpu", "nominalQuota": "8"}
     assert quotas["cpu"]["lendingLimit"] == "0", "what is not limited here may not undo the limits of others"
+
+
+def test_pools_share_what_they_lend_each_other() -> None:
+    """Two pools that each made the flavor `h100` would overwrite and, worse, delete each other's."""
+    second = {"cohort": "all", "flavors": POOL["flavors"], "priorities": {"urgent": 1000, "normal": 10}}
+    made = kueue.shared([Pool("a", POOL | {"cohort": "all"}), Pool("b", second)], SETTINGS, ORIGIN)
+    assert [(one.key.kind, one.key.name) for one in made] == [
+        ("ResourceFlavor", "a100"),
+        ("ResourceFlavor", "cpu"),
+        ("Cohort", "all"),
+        ("WorkloadPriorityClass", "urgent"),
+        ("WorkloadPriorityClass", "normal"),
+    ]
+    assert made[0].body["spec"] == {
+        "nodeLabels": {"gpu": "a100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    }

@@ -4,10 +4,14 @@ API v1beta2: https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta2/
 
 Kueue admits nothing that asks for a resource which its queue does not cover, and every pod asks for cpu and memory. So
 what a flavor says nothing about is not limited there, for cpu and memory, and is not there at all, for GPUs and others.
+
+Pools lend to each other only what has one name, so flavors, cohorts and priorities are shared by the pools of a project:
+they belong to the Project (`shared`), as its account does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mlspec.engine import Engine, Live, Reading, Settings
@@ -29,33 +33,10 @@ UNLIMITED = {"cpu": "1M", "memory": "1Pi"}
 
 
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
-    """The objects of a pool."""
+    """The queue of a pool, and its door in the namespace."""
     if not isinstance(workload, Pool):
         return "Kueue holds pools"
-    return [Manifest(body, origin) for body in _objects(workload, settings, origin)]
-
-
-def _objects(pool: Pool, settings: Settings, origin: Origin) -> list[dict[str, Any]]:
-    def cluster_wide(kind: str, name: str, **content: Any) -> dict[str, Any]:
-        metadata = pod.metadata(name, settings, origin)
-        del metadata["namespace"]
-        return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, **content}
-
-    spec = pool.data
-    objects = []
-    for flavor in spec["flavors"]:
-        objects.append(
-            cluster_wide(
-                "ResourceFlavor",
-                flavor["name"],
-                spec={
-                    "nodeLabels": flavor.get("nodeLabels", {}),
-                    "tolerations": flavor.get("tolerations", []),
-                },
-            )
-        )
-    if spec.get("cohort"):
-        objects.append(cluster_wide("Cohort", spec["cohort"], spec={}))
+    spec = workload.data
     covered = sorted({*UNLIMITED, *(name for flavor in spec["flavors"] for name in flavor["quota"])})
     cohort = bool(spec.get("cohort"))
     queue: dict[str, Any] = {
@@ -70,20 +51,40 @@ def _objects(pool: Pool, settings: Settings, origin: Origin) -> list[dict[str, A
             }
         ],
     }
-    if spec.get("cohort"):
+    if cohort:
         queue["cohortName"] = spec["cohort"]
-    objects.append(cluster_wide("ClusterQueue", pool.name, spec=queue))
-    objects.append(
-        {
-            "apiVersion": API_VERSION,
-            "kind": "LocalQueue",
-            "metadata": pod.metadata(pool.name, settings, origin),
-            "spec": {"clusterQueue": pool.name},
-        }
-    )
-    for name, value in spec.get("priorities", {}).items():
-        objects.append(cluster_wide("WorkloadPriorityClass", name, value=value, description=""))
-    return objects
+    door = {
+        "apiVersion": API_VERSION,
+        "kind": "LocalQueue",
+        "metadata": pod.metadata(workload.name, settings, origin),
+        "spec": {"clusterQueue": workload.name},
+    }
+    bodies = [_cluster_wide("ClusterQueue", workload.name, settings, origin, spec=queue), door]
+    return [Manifest(body, origin) for body in bodies]
+
+
+def shared(pools: Iterable[Pool], settings: Settings, origin: Origin) -> list[Manifest]:
+    """What the pools of a project have in common: flavors, cohorts and priorities, each once."""
+    bodies: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def once(kind: str, name: str, **content: Any) -> None:
+        bodies.setdefault((kind, name), _cluster_wide(kind, name, settings, origin, **content))
+
+    for pool in pools:
+        for flavor in pool.data["flavors"]:
+            labels, tolerations = flavor.get("nodeLabels", {}), flavor.get("tolerations", [])
+            once("ResourceFlavor", flavor["name"], spec={"nodeLabels": labels, "tolerations": tolerations})
+        if cohort := pool.data.get("cohort"):
+            once("Cohort", cohort, spec={})
+        for name, value in pool.data.get("priorities", {}).items():
+            once("WorkloadPriorityClass", name, value=value, description="")
+    return [Manifest(body, origin) for body in bodies.values()]
+
+
+def _cluster_wide(kind: str, name: str, settings: Settings, origin: Origin, **content: Any) -> dict[str, Any]:
+    metadata = pod.metadata(name, settings, origin)
+    del metadata["namespace"]
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, **content}
 
 
 def _flavor(flavor: dict[str, Any], covered: list[str], cohort: bool) -> dict[str, Any]:

@@ -88,6 +88,28 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
                 message = "Equal needs a value" if toleration.value is None else "Exists takes no value"
                 place = (*path, "tolerations", number, "operator" if toleration.value is None else "value")
                 yield Problem("unused-field", message, place, "operator: Equal and value go together")
+    yield from _check_shared(resource, catalog)
+
+
+def _check_shared(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """A flavor and a priority are the same thing in all pools: what two pools lend each other has one name."""
+    spec = cast(ResourcePoolSpec, resource.spec)
+    others = [one for one in catalog.of("ResourcePool") if one.name < resource.name]
+    for other in others:
+        first = cast(ResourcePoolSpec, other.spec)
+        flavors = {one.name: one for one in first.flavors}
+        for index, flavor in enumerate(spec.flavors):
+            same = flavors.get(flavor.name, flavor)
+            for field, key in (("node_labels", "nodeLabels"), ("tolerations", "tolerations")):
+                if getattr(same, field) != getattr(flavor, field):
+                    message = f"{other.id} has a flavor {flavor.name} with other {key}"
+                    hint = "flavors of one name are the same nodes: make them equal, or rename one"
+                    yield Problem("shared-name", message, ("spec", "flavors", index, "name"), hint)
+        for name, value in spec.priorities.items():
+            if first.priorities.get(name, value) != value:
+                message = f"in {other.id} the priority {name} is {first.priorities[name]}"
+                hint = "priorities of one name are equal in all pools: give it that value, or rename it"
+                yield Problem("shared-name", message, ("spec", "priorities", name), hint)
 
 
 def lower(resource: Resource, context: Context) -> Lowered:
