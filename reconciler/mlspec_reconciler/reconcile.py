@@ -106,11 +106,15 @@ def _served(compiled: Compiled, cluster: Cluster) -> Compiled:
     if not lacking:
         return compiled
     unsupported = dict(compiled.unsupported)
+    manifests = []
     for one in compiled.manifests:
-        if words := lacking.get((one.key.api_version, one.key.kind)):
+        words = lacking.get((one.key.api_version, one.key.kind))
+        if words is None:
+            manifests.append(one)
+        elif one.origin.resource in compiled.lowered:  # a Project is not: whoever needs its objects says it
             unsupported[one.origin.resource] = words
-    manifests = tuple(one for one in compiled.manifests if one.origin.resource not in unsupported)
-    return replace(compiled, manifests=manifests, unsupported=unsupported)
+    manifests = [one for one in manifests if one.origin.resource not in unsupported]
+    return replace(compiled, manifests=tuple(manifests), unsupported=unsupported)
 
 
 def reconcile(
