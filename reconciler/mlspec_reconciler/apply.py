@@ -18,6 +18,9 @@ from mlspec_reconciler.cluster import Cluster, Conflict, Immutable, Refused, Una
 from mlspec_reconciler.inventory import DIGEST, Inventory
 from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write, declared
 
+UNANSWERED = 10
+"""Writes in a row that got no answer, after which the others are left to the next round."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -28,6 +31,8 @@ class Outcome:
     error: str = ""
     uid: str = ""
     """Identity of the object that was written, when it was seen."""
+    passing: bool = False
+    """The error says nothing about the write itself: the next round tries again."""
 
 
 def perform(plan: Plan, project: Project, cluster: Cluster, *, replacing: bool = False) -> list[Outcome]:
@@ -71,6 +76,7 @@ def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: 
     roots = [one.id for one in project.catalog.of("Project")]
     futures: dict[str, list[Future[list[Outcome]]]] = {}
     results: list[Future[list[Outcome]]] = []
+    silence = _Silence()
     with ThreadPoolExecutor(cluster.concurrency, "apply") as pool:
         for change in plan.changes:
             if not change.writes:
@@ -81,7 +87,7 @@ def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: 
                 names = list(futures)
             awaited = [one for name in names for one in futures.get(name, ())]
             blocking = change.action is not Action.DELETE
-            future = pool.submit(_change, change, cluster, replacing, awaited, blocking)
+            future = pool.submit(_change, change, cluster, replacing, awaited, blocking, silence)
             futures.setdefault(change.resource, []).append(future)
             results.append(future)
     return [outcome for one in results for outcome in one.result()]
@@ -104,19 +110,41 @@ def _change(
     replacing: bool,
     awaited: Iterable[Future[list[Outcome]]],
     blocking: bool,
+    silence: _Silence,
 ) -> list[Outcome]:
     failed = [one for future in awaited for one in future.result() if one.error]
     if failed and blocking:
-        words = f"kept back, because {failed[0].write.key} of {failed[0].change.resource} failed"
-        return [Outcome(change, write, words) for write in change.writes]
+        first = failed[0]
+        words = f"kept back, because {first.write.key} of {first.change.resource} failed"
+        return [Outcome(change, write, words, passing=first.passing) for write in change.writes]
     outcomes: list[Outcome] = []
     for write in change.writes:
-        error = next((one.error for one in outcomes if one.error), "")
-        if error and write.verb is not Verb.DELETE:
-            outcomes.append(Outcome(change, write, "kept back, because what it needs failed"))
-            continue
-        outcomes.append(_outcome(change, write, cluster, replacing))
+        before = next((one for one in outcomes if one.error), None)
+        if before is not None and write.verb is not Verb.DELETE:
+            words = "kept back, because what it needs failed"
+            outcomes.append(Outcome(change, write, words, passing=before.passing))
+        elif silence.lasts:
+            words = "kept back, because the cluster does not answer"
+            outcomes.append(Outcome(change, write, words, passing=True))
+        else:
+            outcomes.append(silence.heard(_outcome(change, write, cluster, replacing)))
     return outcomes
+
+
+class _Silence:
+    """Whether a cluster has stopped to answer: a thousand writes must not wait a minute each for the same outage."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    @property
+    def lasts(self) -> bool:
+        return self._count >= UNANSWERED
+
+    def heard(self, outcome: Outcome) -> Outcome:
+        """Count writes without an answer, one after the other."""
+        self._count = self._count + 1 if outcome.passing and outcome.error else 0
+        return outcome
 
 
 def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) -> Outcome:
@@ -133,13 +161,14 @@ def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) ->
         if live is not None and not inventories.is_ours(live):
             words = f"{write.key} exists already, and mlspec did not make it; rename yours, delete it, or take it over with --adopt {write.key.kind}/{write.key.name}"
             return Outcome(change, write, words)
-        return Outcome(
-            change, write, "" if write.verb is Verb.CREATE else f"{write.key} changed meanwhile: {error}"
-        )
+        if live is not None and write.verb is Verb.CREATE:
+            return Outcome(change, write)  # made meanwhile, by another apply of the same
+        return Outcome(change, write, f"{write.key} changed meanwhile: {error}", passing=True)
     except Refused as error:
         return Outcome(change, write, f"{write.key}: {error}")
     except Unavailable as error:
-        return Outcome(change, write, f"{write.key}: the cluster does not answer: {error}")
+        words = f"{write.key}: the cluster does not answer: {error}"
+        return Outcome(change, write, words, passing=True)
 
 
 def _write(write: Write, cluster: Cluster) -> str:

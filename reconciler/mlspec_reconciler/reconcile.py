@@ -20,10 +20,14 @@ from mlspec.project import Project
 from mlspec.workload import Files, RunFact
 from mlspec_reconciler import apply, clock, inventory, observe, plan, preview
 from mlspec_reconciler.bundle import Bundle
-from mlspec_reconciler.cluster import Cluster, Conflict, Object
+from mlspec_reconciler.cluster import Cluster, Conflict, Object, Unavailable
 
 PATIENCE = 5
 """Rounds in a row in which every write failed, after which `reconcile` gives up."""
+OUTAGE = 300.0
+"""Seconds that an apply which has begun waits for a cluster that does not answer any more, or lets others go first."""
+PAUSE = (1.0, 15.0)
+"""Seconds between two looks meanwhile."""
 GRACE = 30.0
 """Seconds in which a degraded service may recover by itself before `reconcile` takes it as it is."""
 
@@ -60,6 +64,8 @@ class Consent:
     """Delete and make again what cannot be changed in place."""
     adopt: frozenset[str] = frozenset()
     """Take over these objects of others (`Kind/name`)."""
+    deletes: frozenset[str] | None = None
+    """Resources whose objects may be deleted; None: all that the specs do not declare any more."""
 
 
 NONE = Consent(retry=False)
@@ -125,19 +131,26 @@ def reconcile(
     consent: Consent = Consent(),
     *,
     deadline: float = float("inf"),
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Round:
     """Make the cluster hold what is wanted; returns when nothing moves any more, when `PATIENCE` rounds in a row could
-    write nothing, or at the deadline (monotonic clock)."""
+    write nothing, or at the deadline (monotonic clock). `say` is told, once, that the cluster does not answer.
+
+    Raises `Unavailable` when the cluster cannot be read or written: at once before the first round, after `OUTAGE` later.
+    """
     stuck, healthy = 0, time.monotonic()
+    outage = _Outage(deadline, say)
     while True:
-        cluster.wake()
-        with exclusive(lock):
-            clock.tick(wanted.project, cluster, time.time())
-            seen = look(wanted, cluster, consent)
-            outcomes = _perform(seen, wanted, cluster, consent)
-        if outcomes is None:  # another apply is at work: look at what it leaves
-            time.sleep(1.0)
+        try:
+            cluster.wake()
+            with exclusive(lock):
+                clock.tick(wanted.project, cluster, time.time())
+                seen = _agreed(look(wanted, cluster, consent), consent)
+                outcomes = apply.perform(seen.plan, wanted.project, cluster, replacing=consent.replacing)
+        except (Conflict, Unavailable) as error:
+            outage.wait(error)
             continue
+        outage.ended()
         report(seen, outcomes)
         consent = replace(consent, retry=False, adopt=frozenset())
         wrote = any(not outcome.error for outcome in outcomes)
@@ -150,14 +163,56 @@ def reconcile(
         if time.monotonic() > deadline or stuck >= PATIENCE:
             return seen
         if not wrote:
-            next(iter(cluster.watch(timeout=1.0)), None)
+            _until_something_changes(cluster)
 
 
-def _perform(seen: Round, wanted: Wanted, cluster: Cluster, consent: Consent) -> list[apply.Outcome] | None:
+def _until_something_changes(cluster: Cluster) -> None:
+    """For at most a second; a watch that cannot be had is no reason to stop, nor to ask faster."""
     try:
-        return apply.perform(seen.plan, wanted.project, cluster, replacing=consent.replacing)
-    except Conflict:
-        return None
+        next(iter(cluster.watch(timeout=1.0)), None)
+    except Unavailable:
+        time.sleep(1.0)
+
+
+class _Outage:
+    """How long an apply goes on while it cannot read or write: what is not known is waited for, never guessed."""
+
+    def __init__(self, deadline: float, say: Callable[[str], None]) -> None:
+        self._deadline, self._say = deadline, say
+        self._since: float | None = None
+        self._begun = False
+        self._pause = PAUSE[0]
+
+    def wait(self, error: Exception) -> None:
+        """Pause, or raise `Unavailable`: before anything was done, at the deadline, or when it has lasted too long."""
+        now = time.monotonic()
+        if isinstance(error, Conflict):
+            error = Unavailable(f"somebody else applies this project to the same target: {error}")
+        elif not self._begun:
+            raise error
+        if self._since is None:
+            self._since = now
+            self._say(f"{error}; trying again")
+        if now > min(self._deadline, self._since + OUTAGE):
+            raise error
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 1.5, PAUSE[1])
+
+    def ended(self) -> None:
+        """A whole round got its answers."""
+        self._begun, self._since, self._pause = True, None, PAUSE[0]
+
+
+def _agreed(seen: Round, consent: Consent) -> Round:
+    """Without deletions that nobody was shown: the inventory may name more than when the plan was made."""
+    if consent.deletes is None:
+        return seen
+    changes = tuple(
+        one
+        for one in seen.plan.changes
+        if one.action is not plan.Action.DELETE or one.resource in consent.deletes
+    )
+    return replace(seen, plan=replace(seen.plan, changes=changes))
 
 
 def degraded(seen: Round, target: Target) -> list[Object]:

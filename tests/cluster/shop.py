@@ -87,7 +87,10 @@ class Shop:
         target = {"kubernetes": {"namespace": self.namespace, **self.target}, "storage": "pvc://data"}
         self._file("project", "Project", self.name, {"targets": {"prod": target}, **self.options})
         for name in self.graphs:
-            step = {"function": {"code": "code.py:double"}, "parameters": {"factor": self.factors.get(name, 2)}}
+            step = {
+                "function": {"code": "code.py:double"},
+                "parameters": {"factor": self.factors.get(name, 2)},
+            }
             python = step if name in self.factors else "code.py:double"
             spec = {"steps": {"double": {"python": python}}, "scale": {"min": 1, "max": 3}}
             self._file(name, "ServingGraph", name, spec)
@@ -151,7 +154,9 @@ class Shop:
         return {
             (kind, one["metadata"]["name"]): {"apiVersion": version, "kind": kind, **one}
             for version, kind in KINDS
-            for one in self.plane.api.list(version, kind, self.namespace, labelSelector=f"mlspec.dev/project={self.name}")
+            for one in self.plane.api.list(
+                version, kind, self.namespace, labelSelector=f"mlspec.dev/project={self.name}"
+            )
         }
 
     def uids(self) -> dict[tuple[str, str], str]:
@@ -163,7 +168,11 @@ class Shop:
 
     def edit(self, kind: str, name: str, change: Mapping[str, Any]) -> None:
         """A person changes fields (merge patch)."""
-        body = {"apiVersion": self.version(kind), "kind": kind, "metadata": {"name": name, "namespace": self.namespace}}
+        body = {
+            "apiVersion": self.version(kind),
+            "kind": kind,
+            "metadata": {"name": name, "namespace": self.namespace},
+        }
         self.plane.api.request(
             "PATCH", self.plane.api.path(body), change,
             content_type="application/merge-patch+json", fieldManager="kubectl-edit",
@@ -180,7 +189,9 @@ class Shop:
         if kind == "Service":
             body["spec"] = {word: body["spec"][word] for word in ("selector", "ports")}
         path = self.plane.api.path({"apiVersion": self.version(kind), "kind": kind, "metadata": metadata})
-        return self.plane.api.request("POST", path.rpartition("/")[0], {**body, "metadata": metadata}, fieldManager="kubectl-create")
+        return self.plane.api.request(
+            "POST", path.rpartition("/")[0], {**body, "metadata": metadata}, fieldManager="kubectl-create"
+        )
 
     @staticmethod
     def version(kind: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mlspec_reconciler import guards, planfile, terminal, workspace
+from mlspec_reconciler.plan import Action
 from mlspec_reconciler.reconcile import Consent, health, look, moving, reconcile
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.show import status
@@ -73,6 +75,7 @@ def command(
     cluster = project.workspace.cluster(wanted)
     consent = Consent(replacing=allow_replace, adopt=frozenset(adopt))
     seen = look(wanted, cluster, consent, ask=True)
+    consent = replace(consent, deletes=frozenset(one.resource for one in seen.plan.of(Action.DELETE)))
     if saved is not None and (reasons := planfile.moved(saved, project, seen)):
         listed = "\n".join(f"  {reason}" for reason in reasons)
         click.echo(
@@ -102,13 +105,16 @@ def command(
     started = time.monotonic()
     with Progress(wanted.target, click.echo, live) as progress:
         lock = project.workspace.lock
-        end = reconcile(wanted, cluster, lock, progress.report, consent, deadline=started + timeout)
-    told = "\n".join(progress.failures)
+        end = reconcile(
+            wanted, cluster, lock, progress.report, consent, deadline=started + timeout, say=_wait
+        )
+    told = "\n".join([*progress.failures, *progress.refused])
+    failures = [*progress.failures, *progress.refused]
     for line in status.lines(wanted.project.order, end, wanted.target):
         if line.word in ("failed", "degraded") and line.sentence not in told:
-            progress.failures.append(line.sentence)
+            failures.append(line.sentence)
             click.echo(f"  x {line.resource}: {line.sentence}\n    {line.next}")
-    if progress.failures:
+    if failures:
         click.echo(
             "Not everything is as the specs say. What does not depend on the failures is done.", err=True
         )
@@ -125,3 +131,7 @@ def command(
     if not seen.plan.empty:
         click.echo(f"Done in {show.duration(time.monotonic() - started)}. Look with: mlspec status")
     return 0
+
+
+def _wait(sentence: str) -> None:
+    click.echo(f"  ! {sentence}", err=True)

@@ -40,6 +40,8 @@ class Progress:
         self._reads = readings(target.choice)
         self._status = _spinner() if live else None
         self.failures: list[str] = []
+        """What has failed, for good: runs and services."""
+        self._refused: list[str] = []
 
     def __enter__(self) -> Progress:
         if self._status is not None:
@@ -52,13 +54,22 @@ class Progress:
         if self._status is not None:
             self._status.stop()
 
+    @property
+    def refused(self) -> list[str]:
+        """Writes that failed in the newest round. Each round tries again what is still wanted."""
+        return self._refused
+
     def report(self, seen: Round, outcomes: list[Outcome]) -> None:
-        """Print what is new since the round before."""
+        """Print what is new since the round before. What passes by itself is not worth a line."""
         self._objects(seen)
+        before = self._refused
+        self._refused = [f"{one.change.resource}: {one.error}" for one in outcomes if one.error]
         for outcome in outcomes:
             what = outcome.write.key
             if outcome.error:
-                self._fail(f"{outcome.change.resource}: {outcome.error}")
+                words = f"{outcome.change.resource}: {outcome.error}"
+                if not outcome.passing and words not in before:
+                    self._say(f"  x {words}")
             elif outcome.write.manifest is not None and outcome.write.manifest.title:
                 self._started.setdefault(what.name, time.monotonic())
                 self._titles[what.name] = outcome.write.manifest.title
