@@ -137,6 +137,8 @@ class Proxy:
         self.server = server
         self.rules: list[Rule] = []
         self.seen: list[Seen] = []
+        self.done: list[tuple[str, str, int, bytes]] = []
+        """What the server was asked for and answered: verb, path, status and the body of the request."""
         self._old: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -309,6 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             return reply.status, {"content-type": "application/json"} | reply.headers, content
         response = self._forward(body)
+        self.owner.done.append((verb, self.path, response.status, body))
         return response.status, _kept(response), response.read()
 
     def _forward(self, body: bytes) -> http.client.HTTPResponse:
