@@ -132,7 +132,7 @@ def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
             "retryPolicy": "Always",
             "expression": _again(step.retries),
             # No maxDuration: it counts from the first start and would forbid to repeat what takes longer.
-            "backoff": {"duration": "10", "factor": "2", "cap": "600"},
+            "backoff": {"duration": "5", "factor": "2", "cap": "600"},
         },
         "container": prepared.containers[step.name],
         "outputs": {
@@ -156,10 +156,10 @@ def _again(retries: int) -> str:
 def workflow_health(live: Live) -> Health:
     """Health of a Workflow from its phase; one that does not run says why."""
     match live.status.get("phase"):
-        case "Succeeded":
-            return Health(State.READY, "succeeded")
-        case "Failed" | "Error":
-            return Health(State.FAILED, _failure(live))
+        case "Succeeded" | "Failed" | "Error":
+            fact = workflow_run(live)
+            succeeded = fact.phase == "succeeded"
+            return Health(State.READY, "succeeded") if succeeded else Health(State.FAILED, fact.message)
         case None | "" if not live.status.get("message"):
             return Health(State.WAITING, "waits for the Argo controller")
     progress = str(live.status.get("progress") or "running")

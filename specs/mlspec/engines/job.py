@@ -58,7 +58,13 @@ def health(live: Live) -> Health:
     """Health of a Job: only the conditions Complete and Failed end it."""
     match _end(live):
         case "Complete", _:
-            return Health(State.READY, "succeeded")
+            match run(live):
+                case RunFact("succeeded"):
+                    return Health(State.READY, "succeeded")
+                case RunFact("failed", message=message):
+                    return Health(State.FAILED, message)
+                case RunFact(message=message):
+                    return Health(State.WAITING, message)
         case _, message:
             return Health(State.FAILED, message)
     found = observed.admission(live.parts)

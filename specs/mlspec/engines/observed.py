@@ -30,8 +30,11 @@ _ASKED = re.compile(
 _PREEMPTOR = re.compile(r" \(UID: [^)]*\)|; preempt(or|ee) path: [^;]*")
 _PULLS = {"ImagePullBackOff", "ErrImagePull", "RegistryUnavailable", "ImageInspectError"}
 _PULL_CAUSES = (
+    (
+        re.compile(r"(?i)unauthorized|denied|forbidden|authorization"),
+        "the registry refuses access, or does not have it",
+    ),
     (re.compile(r"not found|does not exist|NotFound"), "the registry does not have it"),
-    (re.compile(r"(?i)unauthorized|denied|forbidden|authorization failed"), "the registry refuses access"),
     (
         re.compile(r"(?i)no such host|i/o timeout|connection refused|dial tcp"),
         "the registry cannot be reached",

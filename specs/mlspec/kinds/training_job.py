@@ -376,6 +376,8 @@ def check_resources(resources: Resources, path: Path, catalog: Catalog) -> Itera
         if wanted is None:
             continue
         quotas = [one.quota[_POOL_NAMES[field]] for one in spec.flavors if _POOL_NAMES[field] in one.quota]
+        if field != "gpu" and len(quotas) < len(spec.flavors):
+            continue  # a flavor limits cores and memory only when it says so (`mlspec.engines.kueue`)
         place = (*path, "gpuShare" if field == "gpu" and resources.gpu is None else field)
         if not quotas:
             message = f"the pool {resources.pool} has no quota of {_POOL_NAMES[field]}"
