@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from cluster.bed import build, pool
+from cluster.bed import build, controllers, crds, pool
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.node import node
 
@@ -58,6 +58,14 @@ def real_node(
 
     with _started(request, start, tmp_path_factory.mktemp("node"), NO_NODE) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def real_argo(real_node: node.Node) -> node.Node:
+    """The node with Argo Workflows beside it."""
+    crds.install(real_node.plane.api, "argo")
+    controllers.start_argo(real_node.plane)
+    return real_node
 
 
 def _started(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bed import controllers, crds
+from cluster.bed import controllers
 from cluster.bed.api import Document, document
 from cluster.bed.node.machine import Machine
 from cluster.bed.node.node import USER, Node
@@ -32,13 +32,6 @@ def namespace(real_node: Node) -> str:
     return real_node.plane.namespace("pods", security="restricted")
 
 
-@pytest.fixture(scope="session")
-def argo(real_node: Node) -> None:
-    """Argo Workflows beside the node."""
-    crds.install(real_node.plane.api, "argo")
-    controllers.start_argo(real_node.plane)
-
-
 def test_a_restricted_job_runs_the_runtime_image_and_its_logs_are_read(
     real_node: Node, namespace: str
 ) -> None:
@@ -51,8 +44,8 @@ def test_a_restricted_job_runs_the_runtime_image_and_its_logs_are_read(
 
 def test_an_image_is_found_by_its_digest(real_node: Node, namespace: str) -> None:
     """What the compiler emits names images by digest; the node has them under that name too."""
-    by_digest = f"{real_node.runtime.name.rpartition(':')[0]}@{real_node.digest(real_node.runtime)}"
-    run_job(real_node, namespace, "digest", ["python", "--version"], image=by_digest)
+    assert "@sha256:" in real_node.runtime_by_digest
+    run_job(real_node, namespace, "digest", ["python", "--version"], image=real_node.runtime_by_digest)
 
 
 def test_a_volume_is_shared_between_pods_and_the_test(real_node: Node, namespace: str) -> None:
@@ -123,20 +116,20 @@ print(urllib.request.urlopen("https://kubernetes.default.svc/version", context=c
     assert re.search(r'"gitVersion": "v1\.\d+', logs)
 
 
-def test_a_workflow_hands_a_value_from_pod_to_pod(real_node: Node, argo: None, namespace: str) -> None:
+def test_a_workflow_hands_a_value_from_pod_to_pod(real_argo: Node, namespace: str) -> None:
     """Real executors report outputs through the API server; a simulated pod cannot prove that ours may."""
     account = "workflow"
-    real_node.plane.service_account(namespace, account, controllers.EXECUTOR_RULES)
-    make = workflow_step(real_node, "make", "import pathlib; pathlib.Path('/tmp/value').write_text('41')")
+    real_argo.plane.service_account(namespace, account, controllers.EXECUTOR_RULES)
+    make = workflow_step(real_argo, "make", "import pathlib; pathlib.Path('/tmp/value').write_text('41')")
     make["outputs"] = {"parameters": [{"name": "value", "valueFrom": {"path": "/tmp/value"}}]}
-    use = workflow_step(real_node, "use", "print({{inputs.parameters.value}} + 1)")
+    use = workflow_step(real_argo, "use", "print({{inputs.parameters.value}} + 1)")
     use["inputs"] = {"parameters": [{"name": "value"}]}
     value = {"name": "value", "value": "{{tasks.make.outputs.parameters.value}}"}
     tasks = [
         {"name": "make", "template": "make"},
         {"name": "use", "template": "use", "depends": "make", "arguments": {"parameters": [value]}},
     ]
-    real_node.plane.apply(
+    real_argo.plane.apply(
         [
             document(
                 "argoproj.io/v1alpha1",
@@ -146,7 +139,7 @@ def test_a_workflow_hands_a_value_from_pod_to_pod(real_node: Node, argo: None, n
                 spec={
                     "entrypoint": "main",
                     "serviceAccountName": account,
-                    "securityContext": pod_spec(real_node, [])["securityContext"],
+                    "securityContext": pod_spec(real_argo, [])["securityContext"],
                     "podSpecPatch": json.dumps(RESTRICTED_EXECUTOR),
                     "templates": [{"name": "main", "dag": {"tasks": tasks}}, make, use],
                 },
@@ -155,17 +148,17 @@ def test_a_workflow_hands_a_value_from_pod_to_pod(real_node: Node, argo: None, n
     )
 
     def ended() -> Document | None:
-        live = real_node.plane.api.get("argoproj.io/v1alpha1", "Workflow", "sum", namespace)
+        live = real_argo.plane.api.get("argoproj.io/v1alpha1", "Workflow", "sum", namespace)
         status: Document = live.get("status", {})
         return status if status.get("finishedAt") else None
 
     status = wait_for(ended, "the workflow", timeout=180, every=0.5)
     assert status["phase"] == "Succeeded", [each.get("message") for each in status["nodes"].values()]
-    pods = real_node.plane.api.list(
+    pods = real_argo.plane.api.list(
         "v1", "Pod", namespace, labelSelector="workflows.argoproj.io/workflow=sum"
     )
     (used,) = (each["metadata"]["name"] for each in pods if "-use-" in each["metadata"]["name"])
-    logs = real_node.plane.kubectl("logs", "--namespace", namespace, used, "--container=main")
+    logs = real_argo.plane.kubectl("logs", "--namespace", namespace, used, "--container=main")
     assert logs.splitlines()[0] == "42"  # a line of Argo's executor follows
 
 

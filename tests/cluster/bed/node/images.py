@@ -36,6 +36,7 @@ PAUSE = "localhost/pause:1"
 
 RELEASE = "bookworm"
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates", "tzdata")
+NOT_IN_IMAGES = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 CERTIFICATES = Path("/etc/ssl/certs")
 
 
@@ -56,7 +57,7 @@ def runtime(extra_requirements: Sequence[str] = ()) -> Image:
     Raises:
         build.BuildFailed: with the end of the builder's output.
     """
-    libraries = _digest([*(REPOSITORY / each for each in LIBRARIES)], *BASE_PACKAGES, RELEASE)
+    libraries = _digest([*(REPOSITORY / each for each in LIBRARIES)], RELEASE, *BASE_PACKAGES, *NOT_IN_IMAGES)
     code = _digest(
         [path for each in CODE for path in _files(REPOSITORY / each)], libraries, *extra_requirements
     )
@@ -102,27 +103,17 @@ def _build(name: str, base: Path, store: Path, extra: Sequence[str], archive: Pa
         container = _buildah(store, "from", "scratch")
         _buildah(store, "add", "--quiet", container, base, "/")
         _buildah(store, "commit", "--quiet", "--rm", container, "localhost/base")
-    # Downloads of an earlier build are kept; pip trusts the certificates that this machine trusts.
-    downloads = build.cache_root() / "images" / "pip"
-    downloads.mkdir(exist_ok=True)
+    # pip has the settings of this machine, and trusts what this machine trusts.
     settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
-    volumes = [f"--volume={downloads}:/var/cache/pip", f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"]
-    links = Path(settings.get("PIP_FIND_LINKS", "-"))
-    if links.is_dir():
-        volumes.append(f"--volume={links}:{links}:ro")
-    arguments = {
-        **settings,
-        "BASE": "localhost/base",
-        "PIP_CACHE_DIR": "/var/cache/pip",
-        "EXTRA_REQUIREMENTS": " ".join(extra),
-    }
+    shared = {CERTIFICATES, Path(settings.get("PIP_FIND_LINKS", CERTIFICATES))}
+    arguments = {**settings, "BASE": "localhost/base", "EXTRA_REQUIREMENTS": " ".join(extra)}
     _buildah(
         store,
         "build",
         "--layers",
         f"--file={REPOSITORY / DOCKERFILE}",
         f"--tag={name}",
-        *volumes,
+        *(f"--volume={folder}:{folder}:ro" for folder in shared if folder.is_dir()),
         *(f"--build-arg={key}={value}" for key, value in arguments.items()),
         REPOSITORY,
     )
@@ -133,13 +124,14 @@ def _build(name: str, base: Path, store: Path, extra: Sequence[str], archive: Pa
 
 def _base(folder: Path) -> Path:
     """A root file system with Debian's Python, for a machine without a registry: what `python:3.11-slim` is elsewhere."""
-    target = folder / f"base-{_digest([], RELEASE, *BASE_PACKAGES)}.tar"
+    target = folder / f"base-{_digest([], RELEASE, *BASE_PACKAGES, *NOT_IN_IMAGES)}.tar"
     if not target.exists():
         build.say(f"making a base image of Debian {RELEASE}, about a minute ...")
         folder.mkdir(parents=True, exist_ok=True)
         with _whole(target) as half:
             packages = f"--include={','.join(BASE_PACKAGES)}"
-            _run(["mmdebstrap", "--quiet", "--variant=minbase", packages, RELEASE, half], {})
+            less = [f"--dpkgopt=path-exclude={pattern}" for pattern in NOT_IN_IMAGES]
+            _run(["mmdebstrap", "--quiet", "--variant=minbase", packages, *less, RELEASE, half], {})
     return target
 
 

@@ -7,11 +7,9 @@ returns: images, cluster DNS, Services. Nothing is pulled, so pods say `imagePul
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from cluster.bed.api import document
 from cluster.bed.certificates import Pair
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.node import images, packages
+from cluster.bed.node.containerd import SOCKET, Containerd
 from cluster.bed.node.machine import Machine
 from cluster.bed.processes import wait_for
 
@@ -31,7 +30,6 @@ NAME = "real"
 DOMAIN = "cluster.local"
 USER = 10001
 """Of the runtime image; it owns the volumes."""
-SOCKET = "/run/containerd/containerd.sock"
 
 
 class Node:
@@ -40,12 +38,13 @@ class Node:
     def __init__(self, plane: ControlPlane, machine: Machine) -> None:
         self.plane = plane
         self.machine = machine
+        self.containerd = Containerd(machine)
         self.runtime: images.Image
         """The runtime image of this checkout; `runtime.name` is what a pod says."""
 
     @classmethod
     def start(cls, plane: ControlPlane, machine: Machine, *, extra_requirements: Sequence[str] = ()) -> Node:
-        """Start all four and wait until the node is ready for pods; about 20 s, most of it to import the images.
+        """Start all four and wait until the node is ready for pods; about 5 s.
 
         Args:
             plane: a control plane that listens beyond loopback: `bind_address="0.0.0.0"` and
@@ -61,15 +60,10 @@ class Node:
         binaries = {name: build.binary(name) for name in BINARIES}
         wanted = [images.pause(), images.argoexec(), images.runtime(extra_requirements)]
         node.runtime = wanted[-1]
-        node._start_containerd()
-        with ThreadPoolExecutor(
-            1
-        ) as pool:  # an import unpacks for some seconds, the rest waits for each other
-            imported = pool.map(node.import_image, wanted)
-            node._start_dns(binaries["coredns"])
-            node._start_proxy(binaries["kube-proxy"])
-            node._start_kubelet(binaries["kubelet"])
-            list(imported)
+        node.containerd.start(wanted)
+        node._start_dns(binaries["coredns"])
+        node._start_proxy(binaries["kube-proxy"])
+        node._start_kubelet(binaries["kubelet"])
         return node
 
     def __enter__(self) -> Node:
@@ -85,17 +79,10 @@ class Node:
         # pytest keeps the folders of three runs, and this one has 1.5 GB.
         shutil.rmtree(self.machine.folder / "containerd", ignore_errors=True)
 
-    def import_image(self, image: images.Image) -> None:
-        """Give an image to containerd, under its name and under `repository@sha256:...`."""
-        self._ctr("images", "import", str(image.archive))
-        repository = image.name.rpartition(":")[0]
-        self._ctr("images", "tag", "--force", image.name, f"{repository}@{self.digest(image)}")
-
-    def digest(self, image: images.Image) -> str:
-        """`sha256:...` of an imported image, for a pod that names images by digest."""
-        for line in self._ctr("images", "list", f"name=={image.name}").splitlines()[1:]:
-            return line.split()[2]
-        raise LookupError(f"{image.name} was not imported")
+    @property
+    def runtime_by_digest(self) -> str:
+        """The runtime image as a plan names it: `repository@sha256:...`."""
+        return self.containerd.by_digest(self.runtime)
 
     def claim(self, namespace: str, name: str, *, size: str = "10Gi") -> str:
         """A PersistentVolume on this machine's disk and a bound claim (ReadWriteMany) for it; the claim's name.
@@ -145,38 +132,6 @@ class Node:
     def volume(self, namespace: str, name: str) -> Path:
         """The folder behind a claim, to look into from a test."""
         return self.machine.folder / "volumes" / namespace / name
-
-    def _start_containerd(self) -> None:
-        folder = self._folder("containerd")
-        network = self._folder("cni")
-        (network / "10-pods.conflist").write_text(json.dumps(self._network(), indent=1))
-        config = folder / "config.toml"
-        config.write_text(
-            CONTAINERD.format(
-                root=folder / "root",
-                pause=images.PAUSE,
-                plugins=packages.PLUGINS,
-                network=network,
-            )
-        )
-        server = self.machine.serve("containerd", "containerd", "--config", config)
-        server.wait_until(lambda: _works(lambda: self._ctr("version")))
-
-    def _network(self) -> dict[str, Any]:
-        """Point-to-point links with routes, no bridge: then all traffic between pods passes through the rules of Services."""
-        addresses = {
-            "type": "host-local",
-            "ranges": [[{"subnet": self.machine.pods}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        }
-        return {
-            "cniVersion": "0.4.0",
-            "name": self.machine.name,
-            "plugins": [
-                {"type": "ptp", "ipMasq": False, "ipam": addresses},
-                {"type": "portmap", "capabilities": {"portMappings": True}},
-            ],
-        }
 
     def _start_dns(self, binary: Path) -> None:
         token = self.plane.service_account(
@@ -318,9 +273,6 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _ctr(self, *arguments: str) -> str:
-        return self.machine.run("ctr", f"--address={SOCKET}", "--namespace=k8s.io", *arguments, timeout=600)
-
 
 def start(folder: Path, *, extra_requirements: Sequence[str] = ()) -> Node:
     """A control plane and its real node; `Node.stop`, or the end of a `with`, ends both with everything that runs there.
@@ -343,25 +295,6 @@ def start(folder: Path, *, extra_requirements: Sequence[str] = ()) -> Node:
         raise
 
 
-CONTAINERD = """\
-version = 2
-root = "{root}"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  # A machine without CAP_SYS_RESOURCE cannot lower the score; runc would die of trying.
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        SystemdCgroup = false
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{plugins}"
-    conf_dir = "{network}"
-"""
-
 COREDNS = """\
 . {{
     bind {address}
@@ -376,11 +309,3 @@ COREDNS = """\
 
 def _certificate(pair: Pair) -> dict[str, str]:
     return {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
-
-
-def _works(attempt: Any) -> bool:
-    try:
-        attempt()
-    except Exception:
-        return False
-    return True

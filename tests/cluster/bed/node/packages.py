@@ -19,6 +19,7 @@ PROGRAMS = {
     "conntrack": "conntrack",
     "buildah": "buildah",
     "mmdebstrap": "mmdebstrap",
+    "pkill": "procps",
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "env": "coreutils",
