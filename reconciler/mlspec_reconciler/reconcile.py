@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from mlspec.compile import Compiled, compile, readings
 from mlspec.health import Health, State
 from mlspec.kinds.project import Target
+from mlspec.manifest import Key
 from mlspec.project import Project
 from mlspec.workload import Files, RunFact
 from mlspec_reconciler import apply, clock, inventory, observe, plan, preview
@@ -134,12 +136,12 @@ def reconcile(
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Round:
     """Make the cluster hold what is wanted; returns when nothing moves any more, when `PATIENCE` rounds in a row could
-    write nothing, or at the deadline (monotonic clock). `say` is told, once, that the cluster does not answer.
+    write nothing that is new, or at the deadline (monotonic clock). `say` is told, once, that the cluster does not answer.
 
     Raises `Unavailable` when the cluster cannot be read or written: at once before the first round, after `OUTAGE` later.
     """
     stuck, healthy = 0, time.monotonic()
-    outage = _Outage(deadline, say)
+    outage, written = _Outage(deadline, say), Counter[tuple[plan.Verb, Key]]()
     while True:
         try:
             cluster.wake()
@@ -151,9 +153,10 @@ def reconcile(
             outage.wait(error)
             continue
         outage.ended()
+        outcomes = _lasting(outcomes, written)
         report(seen, outcomes)
         consent = replace(consent, retry=False, adopt=frozenset())
-        wrote = any(not outcome.error for outcome in outcomes)
+        wrote = any(not one.error and written[one.write.verb, one.write.key] == 1 for one in outcomes)
         stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):
             if not degraded(seen, wanted.target) or time.monotonic() > healthy + GRACE:
@@ -164,6 +167,20 @@ def reconcile(
             return seen
         if not wrote:
             _until_something_changes(cluster)
+
+
+def _lasting(outcomes: list[apply.Outcome], written: Counter[tuple[plan.Verb, Key]]) -> list[apply.Outcome]:
+    """Count how often the same was written since a round had nothing to write; a write that never lasts is a failure."""
+    if not outcomes:
+        written.clear()
+    written.update((one.write.verb, one.write.key) for one in outcomes if not one.error)
+    words = "was written {} times and is not as it was applied: somebody changes it back"
+    return [
+        replace(one, error=f"{one.write.key} {words.format(count)}")
+        if not one.error and (count := written[one.write.verb, one.write.key]) >= PATIENCE
+        else one
+        for one in outcomes
+    ]
 
 
 def _until_something_changes(cluster: Cluster) -> None:

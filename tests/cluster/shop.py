@@ -33,8 +33,8 @@ def rows():
     return [{"n": 1}]
 
 
-def double(inputs, factor=2):
-    return {"y": inputs["x"] * factor}
+def double(inputs):
+    return {"y": inputs["x"] * 2}
 """
 KINDS = (
     ("v1", "ConfigMap"),
@@ -73,7 +73,8 @@ class Shop:
     datasets: tuple[str, ...] = ("rows",)
     options: dict[str, Any] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
-    factors: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """A number of a graph that changes its autoscaler, its task document and so its Deployment."""
 
     @property
     def name(self) -> str:
@@ -87,12 +88,12 @@ class Shop:
         target = {"kubernetes": {"namespace": self.namespace, **self.target}, "storage": "pvc://data"}
         self._file("project", "Project", self.name, {"targets": {"prod": target}, **self.options})
         for name in self.graphs:
-            step = {
-                "function": {"code": "code.py:double"},
-                "parameters": {"factor": self.factors.get(name, 2)},
+            size = self.sizes.get(name, 3)
+            spec = {
+                "steps": {"double": {"python": "code.py:double"}},
+                "scale": {"min": 1, "max": size},
+                "limits": {"maxRows": 1000 * size},
             }
-            python = step if name in self.factors else "code.py:double"
-            spec = {"steps": {"double": {"python": python}}, "scale": {"min": 1, "max": 3}}
             self._file(name, "ServingGraph", name, spec)
         for name in self.datasets:
             self._file(name, "Dataset", name, {"source": {"function": "code.py:rows"}})
@@ -119,11 +120,12 @@ class Shop:
     def applied(self) -> None:
         """Apply until nothing is left to write."""
         self.write()
+        done: list[Done] = []
         for _ in range(4):
-            self.apply()
-            if "Nothing changes" in (plan := self.plan()).out:
+            done.append(self.apply("--allow-deletes"))
+            if self.plan("--detailed-exitcode").code == 0:
                 return
-        raise AssertionError(plan.text)
+        raise AssertionError([one.text for one in done])
 
     def commit(self) -> None:
         """Commit the working tree."""

@@ -203,8 +203,12 @@ class KubeCluster:
         }
         try:
             self.transport.request("DELETE", self._path(key), body=options)
-        except (errors.NotFound, errors.ConflictError):  # gone, or another object by now
+        except errors.NotFound:
             return
+        except errors.ConflictError as error:
+            live = self.get(key)
+            if live is not None and live.uid == uid and not live.deleting:
+                raise Conflict(f"{key} is not deleted: {error}") from error
         except errors.ApiError as error:
             raise Refused(str(error)) from error
 
