@@ -352,7 +352,14 @@ def test_pools_share_what_they_lend_each_other() -> None:
         ("WorkloadPriorityClass", "urgent"),
         ("WorkloadPriorityClass", "normal"),
     ]
-    assert made[0].body["spec"] == {
-        "nodeLabels": {"gpu": "a100"},
-        "tolerations": [{"key": "gpu", "operator": "Exists"}],
-    }
+
+
+def test_every_step_of_a_pool_tolerates_the_taints_of_its_nodes() -> None:
+    """A step that prepares tables on a GPU node waits for ever when only GPU steps tolerate its taint. And a toleration
+    whose operator is left out means Equal to Kubernetes, but Exists to us."""
+    flavor = {"name": "gpus", "tolerations": [{"key": "team"}], "quota": {"nvidia.com/gpu": {"nominal": "8"}}}
+    (made,) = kueue.shared([Pool("a", {"flavors": [flavor]})], SETTINGS, ORIGIN)
+    assert made.body["spec"]["tolerations"] == [
+        {"key": "team", "operator": "Exists"},
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    ]

@@ -72,8 +72,8 @@ def shared(pools: Iterable[Pool], settings: Settings, origin: Origin) -> list[Ma
 
     for pool in pools:
         for flavor in pool.data["flavors"]:
-            labels, tolerations = flavor.get("nodeLabels", {}), flavor.get("tolerations", [])
-            once("ResourceFlavor", flavor["name"], spec={"nodeLabels": labels, "tolerations": tolerations})
+            nodes = {"nodeLabels": flavor.get("nodeLabels", {}), "tolerations": _tolerations(flavor)}
+            once("ResourceFlavor", flavor["name"], spec=nodes)
         if cohort := pool.data.get("cohort"):
             once("Cohort", cohort, spec={})
         for name, value in pool.data.get("priorities", {}).items():

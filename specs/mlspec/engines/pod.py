@@ -20,6 +20,8 @@ from mlspec.workload import Needs, Step
 ROOT = "/mlspec"
 TASKS = "/etc/mlspec"
 GPU = "nvidia.com/gpu"
+TOLERATIONS = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+"""Of the taint that keeps other pods away from nodes with GPUs."""
 TITLE = "mlspec.dev/title"
 RUN = "mlspec.dev/run"
 FINAL = 2
@@ -171,7 +173,7 @@ def placement(needs: Needs) -> dict[str, Any]:
     """Node selection of a GPU step."""
     if not needs.gpu:
         return {}
-    found: dict[str, Any] = {"tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]}
+    found: dict[str, Any] = {"tolerations": deepcopy(TOLERATIONS)}
     if needs.gpu_type:
         found["nodeSelector"] = {"nvidia.com/gpu.product": needs.gpu_type}
     return found
