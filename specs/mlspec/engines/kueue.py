@@ -81,6 +81,14 @@ def shared(pools: Iterable[Pool], settings: Settings, origin: Origin) -> list[Ma
     return [Manifest(body, origin) for body in bodies.values()]
 
 
+def _tolerations(flavor: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the spec, where an unset operator is Exists and not Kubernetes' Equal; and on nodes with GPUs also the steps
+    that use none tolerate what GPU steps do (`pod.placement`)."""
+    found = [{"operator": "Exists"} | one for one in flavor.get("tolerations", [])]
+    known = any(one["key"] == pod.GPU for one in found)
+    return found if known or pod.GPU not in flavor["quota"] else [*found, *pod.TOLERATIONS]
+
+
 def _cluster_wide(kind: str, name: str, settings: Settings, origin: Origin, **content: Any) -> dict[str, Any]:
     metadata = pod.metadata(name, settings, origin)
     del metadata["namespace"]
