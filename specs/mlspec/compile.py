@@ -36,6 +36,10 @@ KUBERNETES: Mapping[type, Mapping[str, Engine]] = {
 ENGINES: Mapping[str, Mapping[type, Mapping[str, Engine]]] = {"local": LOCAL, "kubernetes": KUBERNETES}
 """Target -> sort of workload -> engine that the user named -> engine."""
 
+ON_THIS_MACHINE = (
+    "its files are on this machine, where pods cannot read them; read them by a function from where pods reach them"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -97,6 +101,9 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
         lowered[resource.kind, resource.name] = result
         if result.unsupported:
             unsupported[resource.id] = result.unsupported
+        if target.kubernetes is not None and resource.id in facts.files:
+            unsupported[resource.id] = ON_THIS_MACHINE
+            continue
         if result.engine:
             probe = Run("probe", (Step("probe", "probe", {}),), "probe", engine=result.engine)
             if isinstance(made := lower(probe, target, chosen, Origin(resource.id, resource.mark)), str):

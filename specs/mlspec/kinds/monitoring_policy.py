@@ -29,9 +29,13 @@ from mlspec.resource import (
     Sql,
     seconds,
 )
-from mlspec.workload import Schedule, Step
+from mlspec.workload import Needs, Schedule, Step
 
 AlertName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
+
+
+NEEDS = Needs(cpu=0.25, memory=2**30)
+"""An evaluation counts what is new in the log: a fraction of a second of one core."""
 
 
 class Truth(Base):
@@ -331,6 +335,7 @@ def lower(resource: Resource, context: Context) -> Lowered:
             else None,
             "receivers": {name: one.output for name, one in receivers.items()},
         },
+        NEEDS,
     )
     schedule = Schedule(f"{resource.name}-monitor", step, every=seconds(spec.every))
     return Lowered(version="", output={"log": f"logs/{spec.graph}"}, workloads=(schedule,))
