@@ -225,6 +225,8 @@ def _container(
         "command": ["python", "-m", "mlspec_runtime"],
         "args": [step.subject, "--task", task],
         "env": [{"name": name, "value": value} for name, value in env.items()],
+        # What specs name as `{env: NAME}`; the platform team makes the Secret, mlspec never sees its values.
+        "envFrom": [{"secretRef": {"name": f"{settings.project}-env", "optional": True}}],
         "resources": _resources(step.needs),
         "securityContext": deepcopy(CONTAINER_SECURITY),
         "terminationMessagePath": MESSAGE,
