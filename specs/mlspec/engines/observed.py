@@ -14,20 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlspec.engines import words
 from mlspec.engines.pod import FINAL
 from mlspec.health import State
 from mlspec.manifest import Body
 from mlspec.workload import JSON
 
 QUEUE = "kueue.x-k8s.io/queue-name"
-_PREEMPTION = re.compile(r"\.\s*(no new claims to deallocate, )?preemption: .*", re.DOTALL)
+GATE = "kueue.x-k8s.io/admission"
 _CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _NAMED = re.compile(r'^pods "[^"]+" is forbidden: ')
-_FLAVORS = re.compile(r"couldn't assign flavors to pod set \S+: ")
-_ASKED = re.compile(
-    r"previously considered podsets requests \(0\) \+ current podset request \((\S+)\) > maximum capacity \((\S+)\)"
-)
-_PREEMPTOR = re.compile(r" \(UID: [^)]*\)|; preempt(or|ee) path: [^;]*")
 _PULLS = {"ImagePullBackOff", "ErrImagePull", "RegistryUnavailable", "ImageInspectError"}
 _PULL_CAUSES = (
     (
@@ -154,6 +150,7 @@ def trouble(parts: Iterable[Body]) -> Trouble | None:
 
 def admission(parts: Iterable[Body]) -> Trouble | None:
     """Why Kueue has not admitted a workload; None when it has, or when nothing is queued."""
+    parts = list(parts)
     found = [
         one
         for one in parts
@@ -179,24 +176,30 @@ def admission(parts: Iterable[Body]) -> Trouble | None:
             return Trouble(
                 State.WAITING, f"has quota in pool {queue}; waits for {', '.join(checks) or 'admission'}"
             )
-        message = _arithmetic(str(conditions.get("QuotaReserved", {}).get("message") or ""))
-        reason = str(evicted.get("reason") or "")
-        again = (
-            f" again{'' if message.startswith(reason) else f' ({reason})'}"
-            if _true(conditions, "Evicted")
-            else ""
-        )
-        return Trouble(
-            State.WAITING, f"waits{again} for quota in pool {queue}" + (f": {message}" if message else "")
-        )
+        if forgotten := _forgotten(one, conditions, parts):
+            return Trouble(State.WAITING, forgotten)
+        message = str(conditions.get("QuotaReserved", {}).get("message") or "")
+        before = ""
+        if _true(conditions, "Evicted"):
+            before = f"stopped {words.stopped(evicted, conditions.get('Preempted', {}))}; "
+            message = "" if message == evicted.get("message") else message
+        more = f": {words.quota(message)}" if message else ""
+        return Trouble(State.WAITING, f"{before}waits for quota in pool {queue}{more}")
     return None
 
 
-def _arithmetic(message: str) -> str:
-    """Kueue's reason without pod sets, UIDs and paths: which resource of which flavor is short, and by how much."""
-    message = _FLAVORS.sub("", message)
-    message = _ASKED.sub(r"\1 asked for, \2 is the most", message)
-    return _PREEMPTOR.sub("", message).strip()
+def _forgotten(workload: Body, conditions: Mapping[str, Mapping[str, Any]], parts: Iterable[Body]) -> str:
+    """Kueue 0.19 waits for an evicted pod to go before its replacement is queued. But it does not delete one that still has
+    its gate, because it was evicted just as it was admitted: https://github.com/kubernetes-sigs/kueue/pull/12980"""
+    if not _true(conditions, "Evicted") or conditions.get("Requeued", {}).get("status") != "False":
+        return ""
+    owners = {one["uid"] for one in workload["metadata"].get("ownerReferences") or ()}
+    for pod in pods(parts):
+        metadata, gates = pod["metadata"], pod["spec"].get("schedulingGates") or ()
+        if metadata.get("uid") in owners and GATE in [gate["name"] for gate in gates]:
+            where = f"-n {metadata['namespace']} {metadata['name']}"
+            return f"stopped just as it was admitted, and Kueue does not queue it again; kubectl delete pod {where}"
+    return ""
 
 
 def _true(conditions: Mapping[str, Mapping[str, Any]], name: str) -> bool:
@@ -227,7 +230,7 @@ def _unscheduled(pod: Body) -> Trouble | None:
                 f"the PersistentVolumeClaim {claim[1]} does not exist; create it or name another as storage"
             )
             return Trouble(State.WAITING, sentence)
-        return Trouble(State.WAITING, f"cannot be scheduled: {_PREEMPTION.sub('', message).rstrip('. ')}")
+        return Trouble(State.WAITING, words.unscheduled(message, pod["spec"]))
     return None
 
 
