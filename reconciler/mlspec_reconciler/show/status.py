@@ -89,10 +89,20 @@ def _line(
         case "MonitoringPolicy":
             schedule = next((one for one in objects if _read(one, reads).result is not None), None)
             return _policy(resource, schedule, reads)
+        case "ResourcePool":
+            return _pool(resource, judged)
         case "Project" | "Function" | "Receiver" | "FeatureView" | "Model":
             return None
         case _:
             return Line("ok", resource.id, lowered.note or "as declared")
+
+
+def _pool(resource: Resource, judged: Sequence[tuple[Object, Health]]) -> Line:
+    """What is used of a pool, as its queue says; there is no queue where there is no Kueue."""
+    found = next((health for one, health in judged if one.key.kind == "ClusterQueue"), None)
+    if found is None:
+        return Line("waits", resource.id, "to be created", "mlspec apply")
+    return Line("ok" if found.state is State.READY else "waits", resource.id, found.sentence)
 
 
 def _read(one: Object, reads: Mapping[str, Reading]) -> Reading:

@@ -11,7 +11,7 @@ they belong to the Project (`shared`), as its account does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlspec.engine import Engine, Live, Reading, Settings
@@ -114,7 +114,7 @@ def _flavor(flavor: dict[str, Any], covered: list[str], cohort: bool) -> dict[st
 
 
 def queue_health(live: Live) -> Health:
-    """Health of a ClusterQueue or LocalQueue: active, and how much waits in it."""
+    """Health of a ClusterQueue or LocalQueue: active, what is used of its quotas, and how much waits in it."""
     for condition in live.status.get("conditions") or []:
         if condition.get("type") != "Active":
             continue
@@ -122,9 +122,28 @@ def queue_health(live: Live) -> Health:
             return Health(
                 State.WAITING, f"admits nothing: {condition.get('message') or condition.get('reason')}"
             )
-        admitted, pending = live.status.get("admittedWorkloads", 0), live.status.get("pendingWorkloads", 0)
-        return Health(State.READY, f"{admitted} admitted, {pending} waiting")
+        running, pending = live.status.get("admittedWorkloads", 0), live.status.get("pendingWorkloads", 0)
+        return Health(State.READY, "; ".join([*_usage(live), f"{running} admitted, {pending} waiting"]))
     return Health(State.WAITING, "Kueue has not seen it yet")
+
+
+def _usage(live: Live) -> Iterator[str]:
+    """`12 nvidia.com/gpu of h100 in use (quota 8, 4 borrowed)`, for every quota that somebody has set."""
+    used = {
+        (flavor["name"], resource["name"]): resource
+        for flavor in live.status.get("flavorsUsage") or []
+        for resource in flavor.get("resources") or []
+    }
+    for group in (live.body.get("spec") or {}).get("resourceGroups") or []:
+        for flavor in group["flavors"]:
+            for resource in flavor["resources"]:
+                name, quota = resource["name"], str(resource["nominalQuota"])
+                if quota == UNLIMITED.get(name, "0") and "borrowingLimit" not in resource:
+                    continue
+                now = used.get((flavor["name"], name), {})
+                total, borrowed = str(now.get("total", "0")), str(now.get("borrowed", "0"))
+                more = f", {borrowed} borrowed" if borrowed != "0" else ""
+                yield f"{total} {name} of {flavor['name']} in use (quota {quota}{more})"
 
 
 ENGINE = Engine(
