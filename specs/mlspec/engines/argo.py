@@ -23,7 +23,12 @@ from mlspec.workload import JSON, Run, RunFact, Schedule, Step, Workload
 API_VERSION = "argoproj.io/v1alpha1"
 KEEP_FINISHED = 7 * 86400
 LOST = 3
-"""Attempts more for pods that are lost (a node goes, Kueue preempts): not the step's fault."""
+"""Attempts more for pods that are lost when a node goes: not the step's fault."""
+PREEMPTED = 20
+"""The same in a pool, where a run on borrowed GPUs may be stopped every time that their owner comes."""
+SIGNALS = ("Error (exit code 143)", "Error (exit code 137)")
+"""What Argo says when a pod was deleted, as Kueue preempts it: its executor ends with 137 when the step was ended by a
+signal. Without memory it says OOMKilled."""
 ENDS = {"Succeeded": "succeeded", "Failed": "failed", "Error": "failed"}
 # Argo's own containers have no security context unless its installation gives them one, so a namespace that enforces
 # "restricted" would refuse every pod; and no field of a Workflow says the second.
@@ -128,7 +133,7 @@ def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
         **({"metadata": {"labels": labels}} if labels else {}),
         "activeDeadlineSeconds": int(step.timeout),
         "retryStrategy": {
-            "limit": str(step.retries + LOST),
+            "limit": str(step.retries + (PREEMPTED if step.needs.pool else LOST)),
             "retryPolicy": "Always",
             "expression": _again(step.retries),
             # No maxDuration: it counts from the first start and would forbid to repeat what takes longer.
@@ -145,10 +150,17 @@ def _template(owner: str, step: Step, prepared: pod.Prepared) -> dict[str, Any]:
 
 
 def _again(retries: int) -> str:
-    """When a step runs again. A pod that was lost (Error, or Failed without an exit code) comes again; a step that failed
-    does `retries` times, and not when the runtime says that it will fail again, nor when its time was up."""
+    """When a step runs again. A pod that was lost comes again: it is an Error, or has Failed without an exit code or by a
+    signal. A step that failed does `retries` times, and not when the runtime says that it will fail again, nor when its
+    time was up."""
     late = "lastRetry.message contains 'longer than the specified deadline'"
-    lost = "lastRetry.status == 'Error' || not (lastRetry.message contains 'exit code')"
+    lost = " || ".join(
+        [
+            "lastRetry.status == 'Error'",
+            "not (lastRetry.message contains 'exit code')",
+            *(f"lastRetry.message contains '{signal}'" for signal in SIGNALS),
+        ]
+    )
     own = f"asInt(lastRetry.exitCode) != {pod.FINAL} && asInt(retries) < {retries}"
     return f"not ({late}) && ({lost} || {own})"
 
