@@ -127,7 +127,8 @@ def _base(folder: Path) -> Path:
     target = folder / f"base-{_digest([], RELEASE, *BASE_PACKAGES, *NOT_IN_IMAGES)}.tar"
     if not target.exists():
         build.say(f"making a base image of Debian {RELEASE}, about a minute ...")
-        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("base-*.tar"):
+            old.unlink()
         with _whole(target) as half:
             packages = f"--include={','.join(BASE_PACKAGES)}"
             less = [f"--dpkgopt=path-exclude={pattern}" for pattern in NOT_IN_IMAGES]

@@ -106,7 +106,7 @@ class Machine:
 
     def command(self, arguments: Sequence[str | Path]) -> list[str]:
         """`arguments` as a command that runs inside: same files, but the node's network, mounts and processes."""
-        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--wdns=/"]
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--root", "--wdns=/"]
         return [*enter, "env", f"PATH={LOOK_IN}", *map(str, arguments)]
 
     def run(self, *arguments: str | Path, timeout: float = 120.0) -> str:
