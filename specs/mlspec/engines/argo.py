@@ -177,11 +177,12 @@ def workflow_health(live: Live) -> Health:
     progress = str(live.status.get("progress") or "running")
     found = observed.admission(live.parts) or observed.trouble(live.parts)
     running = any((one.get("status") or {}).get("phase") == "Running" for one in observed.pods(live.parts))
+    failed = "" if running else _failed(live, over=False)
     if found is not None:
-        sentence = f"{progress}; {found.sentence}" if running else found.sentence
+        before = progress if running else failed
+        sentence = f"{before}; {found.sentence}" if before else found.sentence
         return Health(State.PROGRESSING if running else State.WAITING, sentence)
     if live.status.get("phase") == "Running":
-        failed = "" if running else _failed(live)
         return Health(State.PROGRESSING, f"{progress}; {failed}; tries again" if failed else progress)
     return Health(State.WAITING, str(live.status.get("message") or "waits for a pod"))
 
@@ -269,16 +270,24 @@ def _failure(live: Live) -> str:
     return _failed(live) or str(live.status.get("message") or "failed")
 
 
-def _failed(live: Live) -> str:
-    """The step that failed last, its exit code and what its container said; empty when none did."""
+def _failed(live: Live, *, over: bool = True) -> str:
+    """The step that failed last, its exit code and what its container said; empty when none did. Unless it is all over,
+    only what has not succeeded since counts."""
     pods = [node for node in _nodes(live.status) if node.get("type") == "Pod"]
-    failed = [node for node in pods if node.get("phase") in ("Failed", "Error")]
+    done = {node.get("templateName") for node in pods if node.get("phase") == "Succeeded" and not over}
+    failed = [
+        node
+        for node in pods
+        if node.get("phase") in ("Failed", "Error") and node.get("templateName") not in done
+    ]
     if not failed:
         return ""
     last = max(failed, key=lambda node: (str(node.get("finishedAt")), str(node.get("id"))))
     step, message = str(last.get("templateName")), str(last.get("message") or "")
     attempts = sum(node.get("templateName") == step for node in failed)
     attempt = f" in attempt {attempts}" if attempts > 1 else ""
+    if message == "pod deleted" or any(signal in message for signal in SIGNALS):
+        return f"{step} was stopped{attempt}"
     if (found := _POD.fullmatch(message)) is None:
         return f"{step} failed{attempt}: {observed.nameless(message) or 'see its log'}"
     how = "ran out of memory" if found["reason"] == "OOMKilled" else f"failed with exit code {found['code']}"
