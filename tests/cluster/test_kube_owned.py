@@ -27,7 +27,16 @@ KEYS = {
     "volumeMounts": ("mountPath",),
     "ports": ("containerPort", "protocol"),
 }
-ATOMIC = {"selector", "metrics", "tolerations", "nodeSelector", "nodeLabels", "resourceGroups", "templates"}
+ATOMIC = {
+    "rules",
+    "selector",
+    "metrics",
+    "tolerations",
+    "nodeSelector",
+    "nodeLabels",
+    "resourceGroups",
+    "templates",
+}
 
 
 def fields(value: Any, name: str = "") -> Body:
@@ -242,6 +251,38 @@ def test_what_we_give_up_goes_unless_somebody_else_owns_it() -> None:
     assert differences(wanted, live, "mlspec") == []
 
 
+def test_a_map_that_is_wanted_empty_loses_what_we_own_in_it() -> None:
+    """`labels: {}` after labels were applied removes ours, and only ours."""
+    wanted = deployment()
+    live = applied(wanted, entry({"apiVersion": "apps/v1", "metadata": {"labels": {"team": "a"}}}, "other"))
+    live["metadata"]["labels"]["team"] = "a"
+    wanted["metadata"]["labels"] = {}
+    assert proof(wanted, live, "mlspec") is Proof.DIFFERS
+    assert differences(wanted, live, "mlspec") == [
+        (("metadata", "labels", "app"), "churn", ABSENT),
+        (("metadata", "labels", "mlspec.dev/name"), "churn", ABSENT),
+    ]
+
+
+def test_the_defaults_inside_a_value_that_is_applied_whole_are_not_shown() -> None:
+    """A change of a weight is a change of a weight, although the list of rules is atomic."""
+    rule = {"backendRefs": [{"name": "a", "port": 80, "weight": 90}, {"name": "b", "port": 80, "weight": 10}]}
+    wanted: Body = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "a"},
+        "spec": {"rules": [rule]},
+    }
+    live = applied(wanted)
+    live["spec"]["rules"][0]["matches"] = [{"path": {"type": "PathPrefix", "value": "/"}}]
+    for one in live["spec"]["rules"][0]["backendRefs"]:
+        one |= {"group": "", "kind": "Service"}
+    assert proof(wanted, live, "mlspec") is Proof.HOLDS
+    rule["backendRefs"][1]["weight"] = 20
+    assert proof(wanted, live, "mlspec") is Proof.DIFFERS
+    assert differences(wanted, live, "mlspec") == [(("spec", "rules", 0, "backendRefs", 1, "weight"), 10, 20)]
+
+
 def test_taking_a_field_over_at_its_value_changes_its_owners_alone() -> None:
     """It is no no-op (the field would be ours from now on), and it shows no change of a value."""
     wanted = deployment()
@@ -269,13 +310,15 @@ def test_an_object_of_somebody_else_shows_only_the_values_that_change() -> None:
 
 @pytest.mark.parametrize("cpu", ["0.5", "500m", "0.50", "5e-1"])
 def test_a_quantity_in_another_writing_is_the_same(cpu: str) -> None:
-    """People write 0.5, the server keeps 500m."""
+    """People write 0.5, the server keeps 500m. With another applier an apply would move our entry of managedFields."""
     wanted = deployment()
     main(wanted)["resources"]["requests"]["cpu"] = "500m"
     live = applied(wanted)
     main(wanted)["resources"]["requests"]["cpu"] = cpu
     assert proof(wanted, live, "mlspec") is Proof.HOLDS
     assert differences(wanted, live, "mlspec") == []
+    live["metadata"]["managedFields"].append(entry({"apiVersion": "apps/v1"}, "other"))
+    assert proof(wanted, live, "mlspec") is (Proof.HOLDS if cpu == "500m" else Proof.UNKNOWN)
     main(wanted)["resources"]["requests"]["cpu"] = "501m"
     assert proof(wanted, live, "mlspec") is Proof.DIFFERS
 

@@ -174,6 +174,8 @@ def _fits(live: Body, difference: owned.Difference) -> bool:
     for step in path:
         if value is owned.ABSENT and (type(place) is not dict or step not in place):
             return True
+        if type(place) is not (dict if type(step) is str else list):
+            return False
         place = place[step]
     return bool(place == value) or (type(place) is list and len(place) >= len(value))
 

@@ -116,7 +116,7 @@ def like(want: Any, have: Any, name: str, defaults: Mapping[str, Mapping[str, An
             known = defaults.get(name, NOTHING)
             alike = [like(value, have.get(key, ABSENT), key, defaults) for key, value in want.items()]
             if more:
-                filled = all(known.get(key) == value for key, value in more.items())
+                filled = all(known.get(key, ABSENT) == value for key, value in more.items())
                 alike.append(Like.DEFAULTS if filled else Like.FILLED)
             return _worst(alike)
         case (str() | bool(), _) | (_, str() | bool()) if type(want) is type(have) and want == have:

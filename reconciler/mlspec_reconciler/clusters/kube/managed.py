@@ -74,6 +74,8 @@ def child(value: Any, element: str) -> Any:
     """The value that an element of FieldsV1 names, or ABSENT."""
     if element[0] == "f":
         return value.get(element[2:], ABSENT) if type(value) is dict else ABSENT
+    if element[0] == "i":
+        return value[int(element[2:])] if type(value) is list and int(element[2:]) < len(value) else ABSENT
     place = place_of(value, element)
     return value[place] if place is not None else ABSENT
 
@@ -93,6 +95,8 @@ def path_of(where: Where, live: Any, wanted: Any) -> Path:
     for element in where:
         if element[0] == "f":
             path.append(element[2:])
+        elif element[0] == "i":
+            path.append(int(element[2:]))
         else:
             place = place_of(live, element)
             if place is None:

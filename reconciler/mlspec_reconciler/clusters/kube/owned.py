@@ -59,13 +59,12 @@ def differences(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str
 
     For an UNKNOWN proof the list holds what may change. The order of items of a list shows as the keys of both lists.
     """
-    shown: list[Difference] = []
-    for one in _compare(wanted, live, manager).found:
-        shown += (
-            (managed.path_of(where, live, wanted), have, want)
-            for where, have, want in _shown(one.where, one.live, one.wanted, one.owners)
-        )
-    return shown
+    walk = _compare(wanted, live, manager)
+    return [
+        (managed.path_of(where, live, wanted), have, want)
+        for one in walk.found
+        for where, have, want in _shown(one.where, one.live, one.wanted, one.owners, walk.defaults)
+    ]
 
 
 def owned_digest(live: Mapping[str, Any], manager: str) -> str:
@@ -137,7 +136,7 @@ def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -
     if mine and (
         mine.get("apiVersion") != version
         or live.get("apiVersion") != version
-        or any(entry.get("apiVersion") != version for entry in others if entry.get("subresource") != "scale")
+        or any(entry.get("apiVersion") != version for entry in others)
     ):
         walk.doubt = True  # The server converts to other versions and back, or our set is of another version.
     if "status" in wanted or "stringData" in wanted:
@@ -225,7 +224,9 @@ class _Walk:
             case "v" if kind is list and wanted:
                 self.items(wanted, live, owned, where, None)
             case "f" | "k" | "v":
-                self.say(Proof.DIFFERS, where, live, wanted)
+                self.removed(live, where, owned)
+                if wanted:
+                    self.say(Proof.DIFFERS, where, live, wanted)
             case _:
                 self.say(Proof.UNKNOWN, where, live, wanted)
 
@@ -240,7 +241,7 @@ class _Walk:
             if key in places:
                 return self.say(
                     Proof.UNKNOWN, where, live, wanted
-                )  # Duplicates: the server has its own rules.
+                )  # The server has its rules for duplicates.
             places[key] = place
         last, ordered, seen = -1, True, set()
         for item in wanted:
@@ -289,13 +290,12 @@ class _Walk:
             dropped = want == alike.DROPPED.get(where[-1], ABSENT) and (
                 self.native or where[0] == "f:metadata"
             )
-            if not dropped or self.holders(where):
+            if not dropped or not self.rewritten(where):
                 self.say(Proof.UNKNOWN, where, have, want)
             return
         if type(want) is dict:
-            if any(
-                managed.children(tree) for tree in self.below(where)
-            ):  # Others own parts of it: it is not atomic.
+            # Where others own parts of it, it is not atomic: we applied it empty.
+            if any(managed.children(tree) for tree in self.below(where)):
                 if want or type(have) is not dict:
                     self.say(Proof.DIFFERS, where, have, want)
                 return
@@ -306,9 +306,9 @@ class _Walk:
         match alike.like(want, have, where[-1][2:], self.defaults):
             case Like.SAME if type(want) is not dict or where[-1] in alike.ATOMIC or where[-1] in self.atomic:
                 return
-            case Like.DEFAULTS if not self.holders(where):
+            case Like.DEFAULTS if self.rewritten(where):
                 return
-            case Like.QUANTITY if self.native and alike.is_quantity(where) and not self.holders(where):
+            case Like.QUANTITY if self.native and alike.is_quantity(where) and self.rewritten(where):
                 return
             case Like.OTHER:
                 self.say(Proof.DIFFERS, where, have, want)
@@ -334,32 +334,64 @@ class _Walk:
         """What other managers own in this place: one tree for each that owns it or a part of it."""
         return managed.below(self.others, where)
 
-    def holders(self, where: Where) -> bool:
-        """Whether another manager owns exactly this place."""
-        return any(not tree or "." in tree for tree in self.below(where))
+    def rewritten(self, where: Where) -> bool:
+        """Whether a value that the server writes in its own way every time is no change.
+
+        It is one for another owner of this place (a conflict). And among several appliers it moves our entry to the end of
+        managedFields, by its time.
+        """
+        return not any(entry.get("operation") == "Apply" for entry in self.others) and not any(
+            not tree or "." in tree for tree in self.below(where)
+        )
 
 
 # What is shown -----------------------------------------------------------------------------------------------------------
 
 
 def _shown(
-    where: Where, have: Any, want: Any, owners: tuple[Fields, ...]
+    where: Where, have: Any, want: Any, owners: tuple[Fields, ...], defaults: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[Where, Any, Any]]:
     """The values that change within a finding: a wanted map says nothing about the other fields of the live one."""
+    name = where[-1][2:] if where else ""
     if type(want) is dict and type(have) is dict and where and where[-1] not in alike.ATOMIC:
-        for name, value in want.items():
-            below = tuple(tree[f"f:{name}"] for tree in owners if f"f:{name}" in tree)
-            yield from _shown((*where, f"f:{name}"), have.get(name, ABSENT), value, below)
+        for key, value in want.items():
+            below = tuple(tree[f"f:{key}"] for tree in owners if f"f:{key}" in tree)
+            yield from _shown((*where, f"f:{key}"), have.get(key, ABSENT), value, below, defaults)
     elif type(want) is list and type(have) is list and owners and managed.children(owners[0]):
-        yield from _shown_items(where, have, want, owners)
-    elif alike.like(want, have, where[-1][2:] if where else "") not in alike.ALIKE and not (
-        have is ABSENT and not want
+        yield from _shown_items(where, have, want, owners, defaults)
+    elif alike.like(want, have, name, defaults) not in alike.ALIKE and not (have is ABSENT and not want):
+        yield from _shown_whole(where, have, want, name, defaults)
+
+
+def _shown_whole(
+    where: Where, have: Any, want: Any, name: str, defaults: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[Where, Any, Any]]:
+    """The parts that change of a value that is applied whole: what is live and not wanted goes, unless it is a default."""
+    if type(want) is dict and type(have) is dict:
+        known = defaults.get(name, alike.NOTHING)
+        for key in {**want, **have}:
+            old, new = have.get(key, ABSENT), want.get(key, ABSENT)
+            if new is not ABSENT or known.get(key, ABSENT) != old:
+                yield from _shown_whole((*where, f"f:{key}"), old, new, key, defaults)
+    elif (
+        type(want) is list
+        and type(have) is list
+        and want
+        and len(want) == len(have)
+        and type(want[0]) is dict
     ):
+        for place, (old, new) in enumerate(zip(have, want, strict=True)):
+            yield from _shown_whole((*where, f"i:{place}"), old, new, name, defaults)
+    elif alike.like(want, have, name, defaults) not in alike.ALIKE:
         yield where, have, want
 
 
 def _shown_items(
-    where: Where, have: list[Any], want: list[Any], owners: tuple[Fields, ...]
+    where: Where,
+    have: list[Any],
+    want: list[Any],
+    owners: tuple[Fields, ...],
+    defaults: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[Where, Any, Any]]:
     """The items that change in a list which another manager owns by items, and we do not own yet."""
     first = next(iter(managed.children(owners[0])))
@@ -369,7 +401,7 @@ def _shown_items(
         key = managed.item_identity(item, names)
         element = managed.element_of(key, names)
         below = tuple(tree[element] for tree in owners if element in tree)
-        yield from _shown((*where, element), items.get(key, ABSENT), item, below)
+        yield from _shown((*where, element), items.get(key, ABSENT), item, below, defaults)
 
 
 def _unshared(
@@ -401,7 +433,13 @@ def _values(live: Any, owned: Fields, others: Sequence[Mapping[str, Any]], where
             element: _values(managed.child(live, element), owned[element], others, (*where, element))
             for element in children
         }
-    places = sorted((place, one) for one in children if (place := managed.place_of(live, one)) is not None)
-    gone = sorted(set(children) - {one for _, one in places})
-    present = [[one, _values(live[place], owned[one], others, (*where, one))] for place, one in places]
-    return present + [[one] for one in gone]
+    names = managed.key_names(children[0]) if children[0][0] == "k" else None
+    places = {
+        managed.item_identity(item, names): place
+        for place, item in enumerate(live if type(live) is list else ())
+    }
+    present = sorted((places.get(managed.identity(one), -1), one) for one in children)
+    return [
+        [one, _values(live[place], owned[one], others, (*where, one))] if place >= 0 else [one]
+        for place, one in present
+    ]
