@@ -15,8 +15,8 @@ from mlspec.manifest import Key
 from mlspec.project import Project
 from mlspec_reconciler import inventory as inventories
 from mlspec_reconciler.cluster import Cluster, Conflict, Immutable, Refused, Unavailable
-from mlspec_reconciler.inventory import DIGEST, Inventory
-from mlspec_reconciler.plan import ORIGIN, Action, Change, Plan, Verb, Write, declared
+from mlspec_reconciler.inventory import Inventory
+from mlspec_reconciler.plan import Action, Change, Plan, Verb, Write, declared
 
 UNANSWERED = 10
 """Writes in a row that got no answer, after which the others are left to the next round."""
@@ -151,6 +151,9 @@ def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) ->
     try:
         return Outcome(change, write, uid=_write(write, cluster))
     except Immutable as error:
+        if write.verb not in (Verb.APPLY, Verb.REPLACE):  # never delete what is not ours
+            words = f"{write.key}: {error.field} of it cannot be changed in place; rename yours, or delete it"
+            return Outcome(change, write, words)
         if not replacing:
             words = f"{write.key}: {error.field} cannot be changed in place; replace it with: mlspec apply --allow-replace"
             return Outcome(change, write, words)
@@ -179,13 +182,13 @@ def _write(write: Write, cluster: Cluster) -> str:
             return ""
         case Verb.RESTART, manifest if manifest is not None:
             cluster.delete(write.key, write.uid)
-            return cluster.create(manifest.body, marks(write)).uid
+            return cluster.create(manifest.body, write.marks).uid
         case Verb.CREATE, manifest if manifest is not None:
-            return cluster.create(manifest.body, marks(write)).uid
+            return cluster.create(manifest.body, write.marks).uid
         case Verb.ADOPT, manifest if manifest is not None:
-            return cluster.apply(manifest.body, marks(write)).uid
+            return cluster.apply(manifest.body, write.marks).uid
         case Verb.APPLY | Verb.REPLACE, manifest if manifest is not None:
-            return cluster.apply(manifest.body, marks(write), write.version).uid
+            return cluster.apply(manifest.body, write.marks, write.version).uid
         case _:
             raise AssertionError(f"{write.verb} without a manifest")
 
@@ -195,22 +198,11 @@ def _replace(write: Write, cluster: Cluster) -> str:
     assert write.manifest is not None
     body = dict(write.manifest.body)
     body["metadata"] = {**body["metadata"], "name": f"{write.key.name[:50]}-replaced"}
-    [answer] = cluster.preview([(body, marks(write), None)])
+    [answer] = cluster.preview([(body, write.marks, None)])
     if answer.refusal:
         return f"{write.key} is not replaced, because the new one would be refused: {answer.refusal}"
     cluster.delete(write.key, write.uid)
     return ""
-
-
-def marks(write: Write) -> dict[str, str]:
-    """What mlspec notes at an object: where in git it came from, and what was applied."""
-    assert write.manifest is not None
-    origin = write.manifest.origin
-    return {
-        DIGEST: write.manifest.digest,
-        ORIGIN: f"{origin.mark.path}:{origin.mark.line}",
-        "mlspec.dev/resource": origin.resource,
-    }
 
 
 def _identified(inventory: Inventory, outcomes: Iterable[Outcome]) -> Inventory:

@@ -21,7 +21,8 @@ from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Difference, Object
 from mlspec_reconciler.inventory import DIGEST, Entry, Inventory, is_ours, mine
 
-ORIGIN = "mlspec.dev/origin"
+MARK = "mlspec.dev/"
+"""Prefix of what mlspec notes at an object: where in git it came from, and what was applied."""
 
 
 ANSWERS = ("FeatureView", "Model")
@@ -78,6 +79,8 @@ class Write:
     manifest: Manifest | None = None
     uid: str = ""
     version: str = ""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """Annotations that the object gets: digest, resource, `file:line`, repository and revision."""
     certain: bool = True
     """False when it may turn out that nothing has to be written: the cluster must be asked."""
     differences: tuple[Difference, ...] = ()
@@ -143,6 +146,7 @@ Holds = Callable[[Mapping[str, Any], Object], bool | None]
 class _Work:
     """The world that is planned for, and what is gathered while planning."""
 
+    source: Mapping[str, str]
     compiled: Compiled
     objects: Mapping[Key, Object]
     runs: Mapping[str, RunFact]
@@ -174,7 +178,7 @@ def make(
     desired: dict[str, list[Manifest]] = {}
     for manifest in compiled.manifests:
         desired.setdefault(manifest.origin.resource, []).append(manifest)
-    work = _Work(compiled, objects, runs, inventory, retry, holds, adopt)
+    work = _Work(project.source, compiled, objects, runs, inventory, retry, holds, adopt)
     wanted = declared(project, desired)
     for resource in wanted:
         _resource(resource, desired.get(resource.id, []), work)
@@ -239,18 +243,30 @@ def _state(lowered: Lowered, manifests: Sequence[Manifest]) -> str:
 
 
 def _write(manifest: Manifest, work: _Work) -> Write | None:
-    live = work.objects.get(manifest.key)
+    live, marks = work.objects.get(manifest.key), _marks(manifest, work.source)
     if f"{manifest.key.kind}/{manifest.key.name}" in work.adopt and (live is None or not is_ours(live)):
-        return Write(Verb.ADOPT, manifest.key, manifest)
+        return Write(Verb.ADOPT, manifest.key, manifest, marks=marks)
     if live is None or not is_ours(live):
-        return Write(Verb.CREATE, manifest.key, manifest)  # what somebody else made refuses it: never overrun
+        return Write(
+            Verb.CREATE, manifest.key, manifest, marks=marks
+        )  # what somebody else made refuses it: never overrun
     if live.deleting or manifest.create_only:  # what goes is not written before it is gone
         return None
     same = live.annotations.get(DIGEST) == manifest.digest
     holds = work.holds(manifest.body, live) if same else False
     if holds:
         return None
-    return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version, certain=holds is not None)
+    return Write(Verb.APPLY, manifest.key, manifest, live.uid, live.version, marks, holds is not None)
+
+
+def _marks(manifest: Manifest, source: Mapping[str, str]) -> dict[str, str]:
+    origin = manifest.origin
+    return {
+        DIGEST: manifest.digest,
+        f"{MARK}origin": f"{origin.mark.path}:{origin.mark.line}",
+        f"{MARK}resource": origin.resource,
+        **{f"{MARK}{name}": value for name, value in source.items()},
+    }
 
 
 def _drifts(write: Write, objects: Mapping[Key, Object]) -> bool:
@@ -280,7 +296,8 @@ def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Wor
         if not work.retry:
             return
         verb = Verb.RESTART if live else Verb.CREATE
-        write = Write(verb, manifest.key, manifest, live.uid if live else "", live.version if live else "")
+        uid, version = (live.uid, live.version) if live else ("", "")
+        write = Write(verb, manifest.key, manifest, uid, version, _marks(manifest, work.source))
         work.changes.append(
             Change(
                 Action.RUN, resource.id, Reason.RETRY, f"failed before: {fact.message}", (), (write,), name
@@ -289,7 +306,7 @@ def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Wor
     else:
         reason, sentence = _why(manifest.parts, entry, work.compiled.lowered[resource.id].because)
         seconds = _seconds(work.runs.get(entry.run)) if entry else None
-        write = Write(Verb.CREATE, manifest.key, manifest)
+        write = Write(Verb.CREATE, manifest.key, manifest, marks=_marks(manifest, work.source))
         work.changes.append(Change(Action.RUN, resource.id, reason, sentence, (), (write,), name, seconds))
     work.moving[resource.id] = title
 

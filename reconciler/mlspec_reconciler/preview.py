@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlspec_reconciler.apply import marks
 from mlspec_reconciler.cluster import Cluster, Object, Preview
 from mlspec_reconciler.plan import Action, Change, Plan, Reason, Verb, Write
 
@@ -28,7 +27,7 @@ def settle(plan: Plan, objects: tuple[Object, ...], cluster: Cluster, *, everyth
         return plan
     live = {one.key: one for one in objects}
     bodies = [
-        (write.manifest.body, marks(write), live.get(write.key))
+        (write.manifest.body, write.marks, live.get(write.key))
         for write in asked
         if write.manifest is not None
     ]
@@ -56,14 +55,16 @@ def _settled(write: Write, answer: Preview | None) -> Write | None:
     refusal = answer.refusal
     if answer.foreign and write.verb is Verb.CREATE:
         refusal = taken(write, answer.foreign)
-    verb = Verb.REPLACE if answer.forced_by else write.verb
+    forced = answer.forced_by
+    if forced and write.verb is not Verb.APPLY:  # never delete what is not ours
+        refusal, forced = f"{forced} of it cannot be changed in place; rename yours, or delete it", ""
     return replace(
         write,
-        verb=verb,
+        verb=Verb.REPLACE if forced else write.verb,
         certain=True,
         differences=answer.differences,
         refusal=refusal,
-        forced_by=answer.forced_by,
+        forced_by=forced,
     )
 
 

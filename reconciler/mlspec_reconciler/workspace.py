@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def open_project(path: Path, target: str | None) -> Opened:
     loaded = load.load([workspace.root], root=workspace.root)
     if loaded.project is None:
         return Opened(workspace, tuple(loaded.diagnostics), loaded.texts)
-    project = loaded.project
+    project = dataclasses.replace(loaded.project, source=source(workspace.root))
     if not project.order:  # what is left of a broken checkout must not delete everything
         mark = Mark(str(path))
         hint = "mlspec init writes a working project; mlspec destroy removes what was applied"
@@ -139,6 +140,7 @@ def stage(opened: Opened, cluster: Cluster) -> str:
             "project": wanted.project.name,
             "target": opened.target_name,
             "commit": commit(workspace.root),
+            "source": dict(wanted.project.source),
             "files": {name: {"digest": one.digest, "paths": one.paths} for name, one in wanted.files.items()},
         },
     )
@@ -183,7 +185,7 @@ def open_applied(workspace: Workspace, document: Mapping[str, Any]) -> Wanted | 
     loaded = load.load([root], root=root)
     if loaded.project is None:
         return None
-    project = dataclasses.replace(loaded.project, name=document["project"])
+    project = dataclasses.replace(loaded.project, name=document["project"], source=document.get("source", {}))
     code, _ = bundle.gather(project, root)
     files = {name: Files(one["digest"], tuple(one["paths"])) for name, one in document["files"].items()}
     chosen = choose_target(project.settings, document["target"])
@@ -223,15 +225,28 @@ def connect(path: Path, target: str | None) -> Connected | None:
 
 def commit(root: Path) -> str:
     """`4f2c1d0 "Retrain weekly"` of the repository around `root`; empty outside of git."""
+    words = _git(root, "log", "-1", "--format=%h %s").split(" ", 1)
+    return f'{words[0]} "{words[1]}"' if len(words) == 2 else ""
+
+
+def source(root: Path) -> dict[str, str]:
+    """`revision` and `repository` of the specs in `root`, without the credentials that an address may hold; a tree with
+    edits is `REVISION-edited`."""
+    revision = _git(root, "rev-parse", "HEAD")
+    if not revision:
+        return {}
+    edited = "-edited" if _git(root, "status", "--porcelain", "--", ".") else ""
+    found = {"revision": f"{revision}{edited}"}
+    if address := re.sub(r"//[^/@]*@", "//", _git(root, "remote", "get-url", "origin")):
+        found["repository"] = address
+    return found
+
+
+def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "log", "-1", "--format=%h %s"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
-    words = done.stdout.strip().split(" ", 1)
-    return f'{words[0]} "{words[1]}"' if done.returncode == 0 and len(words) == 2 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""

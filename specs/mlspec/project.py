@@ -39,6 +39,8 @@ class Project:
     warnings: tuple[Diagnostic, ...] = ()
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
     """By resource id."""
+    source: Mapping[str, str] = field(default_factory=dict)
+    """The `repository` and its `revision` that the specs are of; empty outside of git."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
