@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 import mlspec
-from mlspec_reconciler.cluster import Refused, Unavailable
+from mlspec_reconciler.cluster import Conflict, Refused, Unavailable
 
 COMMANDS = {
     "init": "Write a working project into a folder.",
@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Refused as error:
         click.echo(f"error[refused]: {error}", err=True)
+        return 1
+    except Conflict as error:
+        click.echo(f"error[changed-meanwhile]: {error}; the same command looks again", err=True)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

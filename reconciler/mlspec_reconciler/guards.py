@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mlspec_reconciler.cluster import Cluster
 from mlspec_reconciler.plan import Action, Verb
 from mlspec_reconciler.reconcile import Round
-from mlspec_reconciler.workspace import Opened, applied
+from mlspec_reconciler.workspace import Opened, Workspace, applied
 
 DELETES, CLUSTER = "--allow-deletes", "--allow-other-cluster"
 
@@ -35,7 +35,7 @@ class Refusal:
 def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
     """All reasons to stop."""
     assert project.wanted is not None
-    found = [*_suspended(project, seen), *_other_cluster(project, cluster)]
+    found = [*_suspended(project, seen), *other_cluster(project.workspace, project.target_name, cluster)]
     if seen.plan.of(Action.DELETE):
         found += [*_missing_files(project, seen), *_too_many(project, seen)]
     return found + list(_forbidden(seen, cluster))
@@ -47,12 +47,13 @@ def _suspended(project: Opened, seen: Round) -> Iterator[Refusal]:
         yield Refusal("suspended", "the Project says suspend: true; nothing is written until it does not")
 
 
-def _other_cluster(project: Opened, cluster: Cluster) -> Iterator[Refusal]:
-    before = (applied(project.workspace, project.target_name) or {}).get("cluster")
+def other_cluster(workspace: Workspace, target: str, cluster: Cluster) -> Iterator[Refusal]:
+    """The target was another cluster when it was applied last from here."""
+    before = (applied(workspace, target) or {}).get("cluster")
     if before is not None and before != cluster.identity:
         yield Refusal(
             "other-cluster",
-            f"target {project.target_name} was applied to the cluster {before} the last time, "
+            f"target {target} was applied to the cluster {before} the last time, "
             f"this is {cluster.identity}: is the kubeconfig context the right one?",
             CLUSTER,
         )

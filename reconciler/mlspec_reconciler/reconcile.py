@@ -155,7 +155,8 @@ def reconcile(
         outage.ended()
         outcomes = _lasting(outcomes, written)
         report(seen, outcomes)
-        consent = replace(consent, retry=False, adopt=frozenset())
+        unheard = any(one.error and one.change.reason is plan.Reason.RETRY for one in outcomes)
+        consent = replace(consent, retry=consent.retry and unheard, adopt=frozenset())
         wrote = any(not one.error and written[one.write.verb, one.write.key] == 1 for one in outcomes)
         stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cluster.bed.controlplane import ControlPlane
-from mlspec.manifest import Key
-from mlspec_reconciler import cli, inventory
-from mlspec_reconciler.cluster import Object
+from mlspec.compile import Compiled, compile
+from mlspec.kinds.project import Target
+from mlspec.manifest import Key, Manifest, Origin
+from mlspec.project import Project
+from mlspec.workload import Facts
+from mlspec_reconciler import cli, inventory, reconcile
 from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
@@ -220,6 +223,13 @@ class Shop:
             cluster.close()
 
 
-def body_of(live: Object) -> str:
-    """For messages."""
-    return json.dumps(live.body)
+def emit(monkeypatch: pytest.MonkeyPatch, *bodies: Mapping[str, Any]) -> None:
+    """From now on the compiler also makes these objects, for the Project: what it does not emit today goes the same way."""
+
+    def more(project: Project, target: Target, facts: Facts) -> Compiled:
+        compiled = compile(project, target, facts)
+        [owner] = project.catalog.of("Project")
+        extra = (Manifest(body, Origin(owner.id, owner.mark)) for body in bodies)
+        return replace(compiled, manifests=(*compiled.manifests, *extra))
+
+    monkeypatch.setattr(reconcile, "compile", more)

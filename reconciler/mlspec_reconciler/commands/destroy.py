@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mlspec_reconciler import inventory, terminal, workspace
+from mlspec_reconciler import guards, inventory, terminal, workspace
 from mlspec_reconciler.cluster import Cluster, Object, Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.reconcile import exclusive
@@ -48,6 +48,9 @@ def command(path: Path, target: str | None, yes: bool, orphan: bool, purge: bool
         click.echo("Nothing was applied here.")
         return 0
     place, cluster = found.workspace, found.cluster
+    for refusal in guards.other_cluster(place, found.target_name, cluster):
+        click.echo(str(refusal), err=True)
+        return 1
     alive = [] if orphan else inventory.alive(cluster)
     for one in alive:
         click.echo(f"  - {one.key}")

@@ -7,6 +7,7 @@ API facts: https://kubernetes.io/docs/reference/using-api/server-side-apply/
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,15 +30,19 @@ from mlspec_reconciler.cluster import (
 from mlspec_reconciler.clusters.kube import access, errors, owned
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.ledger import Ledger
-from mlspec_reconciler.clusters.kube.parts import Parts, kinds
+from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
 from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
 
 JSON = Mapping[str, Any]
 MANAGER = "mlspec"
 OWN = "mlspec.dev/"
+READS = ("get", "list", "watch")
+WRITES = (*READS, "create", "patch", "delete")
 SINGLE_READS = 16
 """Objects of one kind that are looked for one by one; more are found by one list."""
+IMMUTABLE = re.compile("immutable|may not change|cannot change|updates to .* are forbidden")
+"""How the server says that a field cannot be changed in place; there is no reason for it in the API."""
 HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
 YOUNG = 10.0
@@ -124,15 +129,20 @@ class KubeCluster:
 
     def get(self, key: Key) -> Object | None:
         """One object; None when the API server is sure that there is none."""
+        try:
+            body = self._find(key)
+        except errors.ApiError as error:
+            raise Unavailable(f"{key} cannot be read: {error}") from error
+        return None if body is None else _object(body, self._parts_of([body]))
+
+    def _find(self, key: Key) -> dict[str, Any] | None:
         if self._discovery.resource(key.api_version, key.kind) is None:
             return None
         try:
-            body = self.transport.request("GET", self._path(key)).body
+            body: dict[str, Any] = self.transport.request("GET", self._path(key)).body
         except errors.NotFound:
             return None
-        except errors.ApiError as error:
-            raise Unavailable(f"{key} cannot be read: {error}") from error
-        return _object(body, self._parts_of([body]))
+        return body
 
     def list(self) -> Iterable[Object]:
         """All objects of the inventory that exist, with their parts."""
@@ -261,17 +271,19 @@ class KubeCluster:
         }
 
     def forbidden(self, wanted: Iterable[tuple[str, str]]) -> Sequence[str]:
-        """What we may not do with these kinds here, one sentence each."""
+        """What we may not do with these kinds here, and with what is made for them, one sentence each."""
+        wanted = {*wanted}
+        made = {kind for _, each in wanted for kind in MAKERS.get(each, ())}
+        needs: list[tuple[tuple[str, str], tuple[str, ...]]] = [(each, WRITES) for each in sorted(wanted)]
+        needs += [(each, READS) for each in sorted(made)]
+        needs.append((("v1", "ConfigMap"), (*WRITES, "update")))  # the ledger replaces its documents
         rights = []
-        for api_version, kind in sorted({*wanted, ("v1", "ConfigMap")}):
+        for (api_version, kind), verbs in needs:
             resource = self._discovery.resource(api_version, kind)
             if resource is None:
                 continue
             namespace = self.namespace if resource.namespaced else ""
-            rights += [
-                access.Right(verb, resource.group, resource.plural, namespace)
-                for verb in ("get", "list", "watch", "create", "patch", "delete")
-            ]
+            rights += [access.Right(verb, resource.group, resource.plural, namespace) for verb in verbs]
         missing: dict[tuple[str, str], list[str]] = {}
         for right in access.missing(self.transport, rights):
             missing.setdefault((right.resource, right.group), []).append(right.verb)
@@ -336,6 +348,8 @@ class KubeCluster:
                 path = self._collection(*kind)
                 try:
                     found = self.transport.scan(path, lambda item: str(item["metadata"]["name"]))
+                except errors.Forbidden:
+                    continue  # each of them tells
                 except errors.ApiError as error:
                     raise Unavailable(f"{kind[1]}s of {kind[0]} cannot be listed: {error}") from error
                 names = set(found[0])
@@ -440,7 +454,8 @@ class KubeCluster:
             if self._is_run(key):
                 return self._preview_run(key, complete)
             if live is None and key not in self._absent:
-                live = self.get(key)
+                there = self._find(key)
+                live = None if there is None else _object(there, Parts(()))
                 if live is None:
                     self._absent.add(key)
                 elif live.annotations.get(OWN + "resource") != annotations.get(OWN + "resource"):
@@ -600,7 +615,7 @@ def _conflict_words(causes: Sequence[errors.Cause]) -> str:
 def _refuse(key: Key, error: errors.ApiError) -> NoReturn:
     if isinstance(error, errors.Invalid):
         for cause in error.causes:
-            if "immutable" in cause.message or "may not change" in cause.message:
+            if IMMUTABLE.search(cause.message):
                 raise Immutable(cause.field, cause.message) from error
         details = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes)
         raise Refused(f"it is not valid: {details or error}") from error
