@@ -153,6 +153,7 @@ def test_a_workflow_hands_a_value_from_pod_to_pod(real_argo: Node, namespace: st
         return status if status.get("finishedAt") else None
 
     status = wait_for(ended, "the workflow", timeout=180, every=0.5)
+    assert status
     assert status["phase"] == "Succeeded", [each.get("message") for each in status["nodes"].values()]
     pods = real_argo.plane.api.list(
         "v1", "Pod", namespace, labelSelector="workflows.argoproj.io/workflow=sum"

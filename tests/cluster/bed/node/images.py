@@ -144,8 +144,8 @@ def _single(name: str, path: str, program: Path, environment: Mapping[str, str])
         with tarfile.open(fileobj=layer, mode="w") as files:
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mode = program.stat().st_size, 0o755
-            with program.open("rb") as content:
-                files.addfile(entry, content)
+            with program.open("rb") as code:
+                files.addfile(entry, code)
         config = {
             "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64",
             "os": "linux",

@@ -239,9 +239,10 @@ class Node:
 
     def _ready(self) -> bool:
         node = self.plane.api.find("v1", "Node", NAME)
-        conditions = node.get("status", {}).get("conditions", []) if node else []
-        ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-        return ready and not node.get("spec", {}).get("taints")
+        if not node or node["spec"].get("taints"):
+            return False
+        conditions = node.get("status", {}).get("conditions", [])
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def _kubeconfig(self, name: str, user: dict[str, str]) -> Path:
         """For a process of the node: the API server by its address instead of loopback."""
