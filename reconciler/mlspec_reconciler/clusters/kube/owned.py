@@ -131,7 +131,7 @@ def _compare(wanted: Mapping[str, Any], live: Mapping[str, Any], manager: str) -
     """Walk all that we own and all that we want."""
     mine, others = managed.entries(live, manager)
     version = wanted.get("apiVersion")
-    walk = _Walk(others, str(version).rpartition("/")[0])
+    walk = _Walk(others, str(version).rpartition("/")[0], (mine or {}).get("time", ""))
     fields = _trimmed_fields(mine["fieldsV1"]) if mine else {}
     if mine and (
         mine.get("apiVersion") != version
@@ -177,9 +177,10 @@ def _trimmed_fields(fields: Fields) -> Fields:
 class _Walk:
     """One walk over what we own (FieldsV1), what we want and what is live, side by side."""
 
-    __slots__ = ("atomic", "defaults", "doubt", "found", "native", "others")
+    __slots__ = ("applied", "atomic", "defaults", "doubt", "found", "native", "others")
 
-    def __init__(self, others: Sequence[Mapping[str, Any]], group: str) -> None:
+    def __init__(self, others: Sequence[Mapping[str, Any]], group: str, applied: str) -> None:
+        self.applied = applied
         self.others = others
         self.native = group in alike.BUILT_IN
         known = "" if self.native else group
@@ -337,12 +338,13 @@ class _Walk:
     def rewritten(self, where: Where) -> bool:
         """Whether a value that the server writes in its own way every time is no change.
 
-        It is one for another owner of this place (a conflict). And among several appliers it moves our entry to the end of
-        managedFields, by its time.
+        It is one for another owner of this place (a conflict). And it renews the time of our entry, which moves it behind
+        the entries of those who applied after us.
         """
-        return not any(entry.get("operation") == "Apply" for entry in self.others) and not any(
-            not tree or "." in tree for tree in self.below(where)
-        )
+        return not any(
+            entry.get("operation") == "Apply" and entry.get("time", "") >= self.applied
+            for entry in self.others
+        ) and not any(not tree or "." in tree for tree in self.below(where))
 
 
 # What is shown -----------------------------------------------------------------------------------------------------------
