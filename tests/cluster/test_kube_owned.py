@@ -413,6 +413,14 @@ def test_a_map_that_was_applied_empty_and_filled_by_others_is_not_atomic() -> No
     assert proof(wanted, live, "mlspec") is Proof.DIFFERS
 
 
+@pytest.mark.parametrize("metadata", [{"finalizers": []}, {"ownerReferences": [], "finalizers": []}])
+def test_empty_lists_of_items_are_asked(metadata: Body) -> None:
+    """They own nothing; whether a list is one of items only the schema says."""
+    wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "b"}}
+    live = applied(wanted)
+    assert proof({**wanted, "metadata": {"name": "a", **metadata}}, live, "mlspec") is Proof.UNKNOWN
+
+
 def test_true_is_not_one() -> None:
     """In Python they are equal, in JSON they are not."""
     wanted = {

@@ -317,8 +317,8 @@ class _Walk:
                 self.say(Proof.UNKNOWN, where, have, want)
 
     def added(self, want: Any, have: Any, where: Where) -> None:
-        """A field that we want and do not own. An empty list of items with keys owns nothing, so it may be no change."""
-        self.say(Proof.UNKNOWN if want == [] else Proof.DIFFERS, where, have, want)
+        """A field that we want and do not own. Empty lists may own nothing, so they may be no change."""
+        self.say(Proof.UNKNOWN if _weightless(want) else Proof.DIFFERS, where, have, want)
 
     def removed(self, have: Any, where: Where, owned: Fields) -> None:
         """A field that we own and do not want any more. The value goes where no other manager owns it."""
@@ -345,6 +345,11 @@ class _Walk:
             entry.get("operation") == "Apply" and entry.get("time", "") >= self.applied
             for entry in self.others
         ) and not any(not tree or "." in tree for tree in self.below(where))
+
+
+def _weightless(want: Any) -> bool:
+    """Whether there is nothing in a value but empty lists."""
+    return want == [] or (type(want) is dict and want != {} and all(map(_weightless, want.values())))
 
 
 # What is shown -----------------------------------------------------------------------------------------------------------
