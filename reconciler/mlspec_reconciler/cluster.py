@@ -41,8 +41,19 @@ class Object:
         """Digest of all that an apply could overrun: it changes with what people edit, not with what the object does."""
         body = {name: value for name, value in self.body.items() if name not in ("metadata", "status")}
         metadata = self.body.get("metadata", {})
-        edited = {name: metadata.get(name) for name in ("labels", "annotations", "finalizers")}
-        return digest([self.uid, body, edited, dict(self.annotations)])
+        edited = {name: metadata.get(name) for name in ("labels", "finalizers")}
+        told = _told(metadata.get("managedFields") or ())
+        notes = {**(metadata.get("annotations") or {}), **self.annotations}
+        return digest([self.uid, body, edited, {name: notes[name] for name in notes if name not in told}])
+
+
+def _told(managers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Annotations that say what an object does: written together with its status (revision of a Deployment)."""
+    by: dict[bool, set[str]] = {True: set(), False: set()}
+    for one in managers:
+        notes = (one.get("fieldsV1") or {}).get("f:metadata", {}).get("f:annotations", {})
+        by[one.get("subresource") == "status"] |= {name.removeprefix("f:") for name in notes}
+    return by[True] - by[False]
 
 
 @dataclass(frozen=True, slots=True)

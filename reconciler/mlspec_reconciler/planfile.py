@@ -1,31 +1,42 @@
 """Saved plans: `plan --out FILE` keeps what a reviewer saw, `apply FILE` does that or refuses by name.
 
-The file holds digests, uids and versions, never a value of a spec field, so a secret cannot leak through it.
+The file holds digests and uids, never a value of a field, so a secret cannot leak through it. A digest of a Secret is keyed,
+because short values could be guessed from a plain one: the key stays in `.mlspec`, so such a plan holds in its clone only.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlspec_reconciler.plan import Action, Change, Plan
+from mlspec.manifest import digest
+from mlspec_reconciler.cluster import Object
+from mlspec_reconciler.plan import Action, Change, Write
 from mlspec_reconciler.reconcile import Round
 from mlspec_reconciler.show.plan import key_text
 from mlspec_reconciler.workspace import Opened
 
-FORMAT = "mlspec-plan/1"
+FORMAT = "mlspec-plan/2"
+KEY = "plan.key"
+SEALED = "Secret"
+ELSEWHERE = "can be compared only in the clone where the plan was made"
 
 
 def save(path: Path, project: Opened, seen: Round) -> None:
     """Write the plan."""
+    key = _key(project)
     document = {
         "format": FORMAT,
         "target": project.target_name,
         "cluster": seen.plan.cluster,
+        "clone": _seal(key, "clone"),
         "sources": _sources(project),
-        "changes": _changes(seen.plan),
+        "changes": _changes(seen, key),
     }
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
@@ -36,7 +47,7 @@ def read(path: Path) -> Mapping[str, Any] | str:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         return f"{path} cannot be read as a plan: {error}"
-    parts = {"target": str, "cluster": str, "sources": dict, "changes": dict}
+    parts = {"target": str, "cluster": str, "clone": str, "sources": dict, "changes": dict}
     if (
         not isinstance(document, dict)
         or document.get("format") != FORMAT
@@ -52,21 +63,57 @@ def moved(saved: Mapping[str, Any], project: Opened, seen: Round) -> list[str]:
     """What is not as it was when the plan was made, one sentence each; empty when the plan still holds."""
     if saved["cluster"] != seen.plan.cluster:
         return [f"the plan was made for the cluster {saved['cluster']}, this is {seen.plan.cluster}"]
-    sources, now = _sources(project), _changes(seen.plan)
+    key = _key(project)
+    sources, now = _sources(project), _changes(seen, key)
     names = sorted({*saved["sources"], *sources})
-    edited = [name for name in names if saved["sources"].get(name) != sources.get(name)]
-    sentences = [f"{name}: was edited after the plan was made" for name in edited]
+    sentences = [
+        f"{name}: was edited after the plan was made"
+        for name in names
+        if saved["sources"].get(name) != sources.get(name)
+    ]
+    same_clone = saved["clone"] == _seal(key, "clone")
     for name in dict.fromkeys([*saved["changes"], *now]):
-        before, after = saved["changes"].get(name), now.get(name)
-        if before == after:
-            continue
-        if before is None:
-            sentences.append(f"{name}: would change now, but not in the plan")
-        elif after is None:
-            sentences.append(f"{name}: is as planned already")
-        else:
-            sentences.append(f"{name}: changed after the plan was made")
+        sentences += _change_moved(name, saved["changes"].get(name), now.get(name), same_clone)
     return sentences
+
+
+def _change_moved(
+    name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, same_clone: bool
+) -> Iterator[str]:
+    if before is None and not after:
+        yield f"{name}: would change now, but not in the plan"
+    elif after is None and not before:
+        yield f"{name}: is as planned already"
+    for key in dict.fromkeys([*(before or {}), *(after or {})]):
+        old, new = (before or {}).get(key), (after or {}).get(key)
+        if old != new:
+            sealed = key.split(" ")[1] == SEALED and not same_clone
+            words = (
+                "can only be compared in the clone where the plan was made" if sealed else _differs(old, new)
+            )
+            yield f"{name}: {key.split(' ', 1)[1]} {words}"
+
+
+def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    """How one object is not as it was."""
+    if old is None:
+        return "would be written now, but not in the plan"
+    if new is None:
+        return "is as planned already, or gone"
+    match old["uid"], new["uid"]:
+        case "", uid if uid:
+            return "was made meanwhile"
+        case uid, "" if uid:
+            return "was deleted meanwhile"
+        case one, other if one != other:
+            return "was deleted and made again meanwhile"
+    if old["live"] != new["live"]:
+        return "was edited meanwhile"
+    if old["wanted"] != new["wanted"]:
+        return "would be another one now"
+    if new["refused"] != old["refused"]:
+        return "is refused now" if new["refused"] else "is accepted now"
+    return f"is to {new['verb']} now, not to {old['verb']}"
 
 
 def _sources(project: Opened) -> dict[str, str]:
@@ -81,22 +128,44 @@ def _sources(project: Opened) -> dict[str, str]:
     return {**wanted.project.digests, **code, **files}
 
 
-def _changes(plan: Plan) -> dict[str, Any]:
+def _changes(seen: Round, key: bytes) -> dict[str, Any]:
+    live = {one.key: one for one in seen.objects}
     return {
-        f"{change.resource} {change.action} {change.run}".strip(): _change(change)
-        for change in plan.changes
+        f"{change.resource} {change.action} {change.run}".strip(): _change(change, live, key)
+        for change in seen.plan.changes
         if change.action not in (Action.FOLLOW, Action.CONTINUE)
     }
 
 
-def _change(change: Change) -> list[Any]:
-    return [
-        [
-            str(write.verb),
-            key_text(write.key),
-            write.manifest.digest if write.manifest else "",
-            write.uid,
-            write.version,
-        ]
-        for write in change.writes
-    ]
+def _change(change: Change, live: Mapping[Any, Object], key: bytes) -> dict[str, Any]:
+    return {key_text(write.key): _write(write, live.get(write.key), key) for write in change.writes}
+
+
+def _write(write: Write, live: Object | None, key: bytes) -> dict[str, Any]:
+    wanted = digest(write.manifest.body) if write.manifest else ""
+    content = live.content if live is not None else ""
+    if write.key.kind == SEALED:
+        wanted, content = _seal(key, wanted), _seal(key, content)
+    return {
+        "verb": str(write.verb),
+        "wanted": wanted,
+        "live": content,
+        "uid": live.uid if live is not None else "",
+        "refused": bool(write.refusal),
+    }
+
+
+def _seal(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
+
+
+def _key(project: Opened) -> bytes:
+    """The key of this clone; made when there is none."""
+    path = project.workspace.home / KEY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()

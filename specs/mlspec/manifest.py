@@ -70,4 +70,10 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        return digest(self.body)
+        """Digest of the body. Of a Secret it leaves out the values: whoever reads a digest can try passwords against it."""
+        if self.body["kind"] != "Secret":
+            return digest(self.body)
+        hidden = {
+            part: dict.fromkeys(self.body[part]) for part in ("data", "stringData") if self.body.get(part)
+        }
+        return digest({**self.body, **hidden})

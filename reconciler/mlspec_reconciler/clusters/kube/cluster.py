@@ -27,7 +27,7 @@ from mlspec_reconciler.cluster import (
     Unavailable,
     key_of,
 )
-from mlspec_reconciler.clusters.kube import access, errors, owned
+from mlspec_reconciler.clusters.kube import access, errors, owned, secrets
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.ledger import Ledger
 from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
@@ -150,6 +150,9 @@ class KubeCluster:
         found = self._read(keys)
         parts = self._parts_of(found.values())
         objects = [_object(body, parts) for body in found.values()]
+        for body in found.values():
+            if body["kind"] == secrets.SECRET:  # an admission rule may echo the live one
+                self.transport.hide(secrets.values(body))
         self._seen = {one.key: one for one in objects}
         self._absent = (self._absent - found.keys()) | (keys - found.keys())
         return objects
@@ -172,6 +175,8 @@ class KubeCluster:
         """Server-side apply; with `version`, `Conflict` unless nobody edited the object since."""
         key = key_of(body)
         complete = self._complete(body, annotations)
+        if (seen := self._seen.get(key)) is not None:
+            self.transport.hide(secrets.values(seen.body))
         for _ in range(RETRIES):
             if version is not None:
                 complete["metadata"]["resourceVersion"] = version
@@ -456,6 +461,8 @@ class KubeCluster:
             if live is None and key not in self._absent:
                 there = self._find(key)
                 live = None if there is None else _object(there, Parts(()))
+            if live is not None:
+                self.transport.hide(secrets.values(live.body))
                 if live is None:
                     self._absent.add(key)
                 elif live.annotations.get(OWN + "resource") != annotations.get(OWN + "resource"):
@@ -597,10 +604,8 @@ def _maker(body: JSON) -> str:
 
 
 def _shown(key: Key, path: Sequence[str | int], value: Any) -> Any:
-    """The value as it may be shown: nothing of a Secret."""
-    if value is owned.ABSENT:
-        return None
-    return "(secret)" if key.kind == "Secret" and path[:1] != ("metadata",) else value
+    """The value as it may be shown."""
+    return None if value is owned.ABSENT else secrets.shown(key.kind, path, value)
 
 
 def _conflict_words(causes: Sequence[errors.Cause]) -> str:

@@ -7,7 +7,6 @@ one bound on requests and a lower one on retries, so that a server in trouble is
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import ssl
 import threading
@@ -37,6 +36,7 @@ from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.kube import errors
 from mlspec_reconciler.clusters.kube.login import Login
 from mlspec_reconciler.clusters.kube.pacing import Backoff, Bucket
+from mlspec_reconciler.clusters.kube.secrets import values
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -121,7 +121,7 @@ class Transport:
         self._login.close()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Values that no message of this transport may show, from now on. Those of Secrets that it sends are hidden anyway."""
+        """Values that no message of this transport may show, from now on. Those of what it sends are hidden anyway."""
         with self._lock:
             self._secrets |= frozenset(secrets)
 
@@ -155,7 +155,7 @@ class Transport:
         budget = self.budget if budget is None else budget
         until = time.monotonic() + budget
         seconds = timeout or self._timeout
-        secrets = self._secrets | _secret_values(body)
+        secrets = self._secrets | values(body)
         pauses = Backoff()
         while True:
             after = None
@@ -456,21 +456,6 @@ def _decoded_json(content: bytes) -> Any:
 
 def _maybe_done(method: str) -> str:
     return f"; whether its {method} was done is not known"
-
-
-def _secret_values(body: Any) -> frozenset[str]:
-    """The values of a Secret, as they are sent and as they are meant."""
-    if not isinstance(body, dict) or body.get("kind") != "Secret":
-        return frozenset()
-    values = {str(value) for part in ("data", "stringData") for value in (body.get(part) or {}).values()}
-    return frozenset(values | {_decoded(value) for value in (body.get("data") or {}).values()} - {""})
-
-
-def _decoded(value: str) -> str:
-    try:
-        return base64.b64decode(value).decode()
-    except ValueError:
-        return ""
 
 
 def _is_loopback(server: str) -> bool:
