@@ -7,13 +7,11 @@ API facts: https://kubernetes.io/docs/reference/using-api/server-side-apply/
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
-from mlspec.compile import readings
 from mlspec.kinds.project import KubernetesTarget
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
@@ -28,23 +26,31 @@ from mlspec_reconciler.cluster import (
     key_of,
 )
 from mlspec_reconciler.clusters.kube import access, errors, owned, secrets
+from mlspec_reconciler.clusters.kube.bodies import (
+    MANAGER,
+    OWN,
+    essence,
+    made_here,
+    maker,
+    object_of,
+    selector,
+)
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.ledger import Ledger
 from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
-from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
+from mlspec_reconciler.clusters.kube.transport import Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
+from mlspec_reconciler.clusters.kube.writing import Writer, refuse
 
 JSON = Mapping[str, Any]
-MANAGER = "mlspec"
-OWN = "mlspec.dev/"
 READS = ("get", "list", "watch")
 WRITES = (*READS, "create", "patch", "delete")
 SINGLE_READS = 16
 """Objects of one kind that are looked for one by one; more are found by one list."""
-IMMUTABLE = re.compile("immutable|may not change|cannot change|updates to .* are forbidden")
-"""How the server says that a field cannot be changed in place; there is no reason for it in the API."""
 HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
+ARGO_LINE = " argo=true"
+"""Ends the lines that Argo's executor writes into the log of a step."""
 YOUNG = 10.0
 """Seconds in which Kubernetes gives a new namespace its root certificate."""
 RETRIES = 5
@@ -68,7 +74,7 @@ class KubeCluster:
         self.project = project
         self.ledger = Ledger(transport, target.namespace, project)
         self._discovery = discovery
-        self._fields = target.fields
+        self._writer = Writer(transport, discovery, target, project)
         self._absent: set[Key] = set()
         """Keys that were asked for in this process and were not there; the write itself proves it again."""
         self._seen: dict[Key, Object] = {}
@@ -133,7 +139,7 @@ class KubeCluster:
             body = self._find(key)
         except errors.ApiError as error:
             raise Unavailable(f"{key} cannot be read: {error}") from error
-        return None if body is None else _object(body, self._parts_of([body]))
+        return None if body is None else object_of(body, self._parts_of([body]))
 
     def _find(self, key: Key) -> dict[str, Any] | None:
         if self._discovery.resource(key.api_version, key.kind) is None:
@@ -149,7 +155,7 @@ class KubeCluster:
         keys = self._inventory()
         found = self._read(keys)
         parts = self._parts_of(found.values())
-        objects = [_object(body, parts) for body in found.values()]
+        objects = [object_of(body, parts) for body in found.values()]
         for body in found.values():
             if body["kind"] == secrets.SECRET:  # an admission rule may echo the live one
                 self.transport.hide(secrets.values(body))
@@ -160,28 +166,30 @@ class KubeCluster:
     def create(self, body: JSON, annotations: Mapping[str, str]) -> Object:
         """Create; `Conflict` when it exists."""
         key = key_of(body)
-        if self._is_run(key):
+        if self._writer.is_run(key):
             return self._create_run(key, body, annotations)
         if key not in self._absent and (live := self.get(key)) is not None:
             raise Conflict(f"{key} {'is being deleted' if live.deleting else 'exists already'}")
-        answer = self._apply(key, self._complete(body, annotations))
+        answer = self._writer.apply(key, self._writer.complete(body, annotations))
         self._absent.discard(key)
-        if answer.status != 201 and not _made_here(answer.body):
-            self._release(key)  # somebody was faster: take our fields back, which leaves theirs as they were
+        if answer.status != 201 and not made_here(answer.body):
+            self._writer.release(
+                key
+            )  # somebody was faster: take our fields back, which leaves theirs as they were
             raise Conflict(f"{key} exists already")
-        return _object(answer.body, Parts(()))
+        return object_of(answer.body, Parts(()))
 
     def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
         """Server-side apply; with `version`, `Conflict` unless nobody edited the object since."""
         key = key_of(body)
-        complete = self._complete(body, annotations)
+        complete = self._writer.complete(body, annotations)
         if (seen := self._seen.get(key)) is not None:
             self.transport.hide(secrets.values(seen.body))
         for _ in range(RETRIES):
             if version is not None:
                 complete["metadata"]["resourceVersion"] = version
             try:
-                return _object(self._apply(key, complete).body, self._parts_of(()))
+                return object_of(self._writer.apply(key, complete).body, self._parts_of(()))
             except Conflict:
                 live = self.get(key) if version is not None else None
                 before = self._seen.get(key)
@@ -192,7 +200,7 @@ class KubeCluster:
 
     def holds(self, body: JSON, live: Object) -> bool | None:
         """By the managed fields of the live object; None where only the server can tell."""
-        match owned.proof(self._wanted(body), live.body, MANAGER):
+        match owned.proof(self._writer.wanted(body), live.body, MANAGER):
             case owned.Proof.HOLDS:
                 return True
             case owned.Proof.DIFFERS:
@@ -232,7 +240,7 @@ class KubeCluster:
         watched = {(key.api_version, key.kind) for key in self._seen}
         watched |= kinds(one.body for one in self._seen.values())
         targets = {
-            (self._collection(*kind), _selector(self.project) if kind[1] != "Workload" else "")
+            (self._collection(*kind), selector(self.project) if kind[1] != "Workload" else "")
             for kind in sorted(watched)
             if self._discovery.resource(*kind) is not None
         }
@@ -310,9 +318,11 @@ class KubeCluster:
                 path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
                 query = {"container": container["name"], "tailLines": str(lines)}
                 try:
-                    found[f"{pod} {container['name']}"] = self.transport.text(path, query=query)
+                    text = self.transport.text(path, query=query)
                 except errors.ApiError:  # it has not started yet
                     continue
+                own = [line for line in text.splitlines(keepends=True) if ARGO_LINE not in line]
+                found[f"{pod} {container['name']}"] = "".join(own)
         return found
 
     def _inventory(self) -> set[Key]:
@@ -326,7 +336,7 @@ class KubeCluster:
             by_kind.setdefault((key.api_version, key.kind), set()).add(key)
         served = [kind for kind in sorted(by_kind) if self._discovery.resource(*kind) is not None]
         found: dict[Key, dict[str, Any]] = {}
-        for items in self._lists(served, _selector(self.project)):
+        for items in self._lists(served, selector(self.project)):
             found |= {key: one for one in items if (key := key_of(one)) in keys}
         singles: list[Key] = []
         for kind in served:
@@ -364,7 +374,7 @@ class KubeCluster:
         wanted = [kind for kind in sorted(kinds(bodies)) if self._discovery.resource(*kind) is not None]
         ours = [kind for kind in wanted if kind[1] != "Workload"]  # Kueue does not copy labels to its own
         lists = [
-            *self._lists(ours, _selector(self.project)),
+            *self._lists(ours, selector(self.project)),
             *self._lists([k for k in wanted if k not in ours], ""),
         ]
         return Parts(one for items in lists for one in items)
@@ -386,13 +396,13 @@ class KubeCluster:
         return found
 
     def _create_run(self, key: Key, body: JSON, annotations: Mapping[str, str]) -> Object:
-        complete = self._complete(body, annotations)
+        complete = self._writer.complete(body, annotations)
         try:
-            return _object(self._post(key, complete).body, Parts(()))
+            return object_of(self._writer.post(key, complete).body, Parts(()))
         except errors.AlreadyExists as error:
             raise Conflict(f"{key} exists already") from error
         except errors.ApiError as error:
-            _refuse(key, error)
+            refuse(key, error)
         except Unavailable:
             # It is not known whether it was made. Looking is safe: the name says what it computes.
             live = self.get(key)
@@ -400,83 +410,31 @@ class KubeCluster:
                 return live
             raise
 
-    def _post(self, key: Key, body: JSON, **query: str) -> Answer:
-        query |= {"fieldManager": MANAGER, "fieldValidation": "Strict"}
-        return self.transport.request(
-            "POST", self._collection(key.api_version, key.kind), query=query, body=body, retry=False
-        )
-
-    def _apply(self, key: Key, body: JSON, *, dry: bool = False) -> Answer:
-        """One server-side apply. Fields that others own are taken only where the project says so, field by field."""
-        try:
-            return self._patch(key, body, force=False, dry=dry)
-        except errors.ConflictError as error:
-            held = [cause for cause in error.causes if cause.reason == "FieldManagerConflict"]
-            if not held:
-                raise Conflict(f"{key} has changed: {error}") from error
-            kept = [cause for cause in held if not self._takes(key, cause.field)]
-            if kept:
-                raise Refused(_conflict_words(kept)) from error
-            try:
-                return self._patch(key, body, force=True, dry=dry)
-            except errors.ApiError as again:
-                _refuse(key, again)
-        except errors.NotFound as error:  # of the object only when a version was asked for
-            if "resourceVersion" not in body["metadata"]:
-                raise Unavailable(f"the namespace {self.namespace} is gone: {error}") from error
-            raise Conflict(f"{key} is gone") from error
-        except errors.ApiError as error:
-            _refuse(key, error)
-
-    def _patch(self, key: Key, body: JSON, *, force: bool, dry: bool) -> Answer:
-        query = {
-            "fieldManager": MANAGER,
-            "force": str(force).lower(),
-            "fieldValidation": "Strict",
-        }
-        if dry:
-            query["dryRun"] = "All"
-        return self.transport.request(
-            "PATCH", self._path(key), query=query, body=body, content_type=APPLY_TYPE
-        )
-
-    def _release(self, key: Key) -> None:
-        """Give back every field that we own in an object that is not ours."""
-        body = {
-            "apiVersion": key.api_version,
-            "kind": key.kind,
-            "metadata": {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})},
-        }
-        try:
-            self._patch(key, body, force=False, dry=False)
-        except errors.ApiError as error:
-            raise Refused(f"{key} exists already, and has fields of ours now: {error}") from error
-
     def _preview(self, body: JSON, annotations: Mapping[str, str], live: Object | None) -> Preview:
         key = key_of(body)
-        complete = self._complete(body, annotations)
+        complete = self._writer.complete(body, annotations)
         try:
-            if self._is_run(key):
+            if self._writer.is_run(key):
                 return self._preview_run(key, complete)
             if live is None and key not in self._absent:
                 there = self._find(key)
-                live = None if there is None else _object(there, Parts(()))
+                live = None if there is None else object_of(there, Parts(()))
             if live is not None:
                 self.transport.hide(secrets.values(live.body))
                 if live is None:
                     self._absent.add(key)
                 elif live.annotations.get(OWN + "resource") != annotations.get(OWN + "resource"):
-                    return Preview(foreign=_maker(live.body))
-            answer = self._apply(key, complete, dry=True)
+                    return Preview(foreign=maker(live.body))
+            answer = self._writer.apply(key, complete, dry=True)
         except Immutable as error:
             return Preview(forced_by=error.field)
         except (Refused, Conflict) as error:
             return Preview(refusal=str(error))
         if live is None:
             return Preview()
-        if _essence(answer.body) == _essence(live.body):
+        if essence(answer.body) == essence(live.body):
             return Preview(changes=False)
-        found = owned.differences(self._wanted(body), live.body, MANAGER)
+        found = owned.differences(self._writer.wanted(body), live.body, MANAGER)
         return Preview(
             differences=tuple(
                 Difference(path, _shown(key, path, old), _shown(key, path, new)) for path, old, new in found
@@ -485,41 +443,13 @@ class KubeCluster:
 
     def _preview_run(self, key: Key, body: JSON) -> Preview:
         try:
-            self._post(key, body, dryRun="All")
+            self._writer.post(key, body, dryRun="All")
         except errors.AlreadyExists:
             live = self.get(key)
-            return Preview(foreign=_maker(live.body)) if live and not live.annotations else Preview()
+            return Preview(foreign=maker(live.body)) if live and not live.annotations else Preview()
         except errors.ApiError as error:
-            _refuse(key, error)
+            refuse(key, error)
         return Preview()
-
-    def _complete(self, body: JSON, annotations: Mapping[str, str]) -> dict[str, Any]:
-        """The body with our notes and marks."""
-        metadata = dict(body["metadata"])
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
-        metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self.project}
-        return {**self._wanted(body), "metadata": metadata}
-
-    def _wanted(self, body: JSON) -> JSON:
-        """The body without the fields that the project leaves to others."""
-        key = key_of(body)
-        left = [rule.field for rule in self._fields if rule.owner == "other" and _meets(rule, key)]
-        metadata = dict(body["metadata"])
-        metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self.project}
-        wanted: JSON = {**body, "metadata": metadata}
-        for field in left:
-            wanted = _without(wanted, field.split("."))
-        return wanted
-
-    def _takes(self, key: Key, field: str) -> bool:
-        return any(
-            rule.owner == "mlspec" and _meets(rule, key) and rule.field == field.lstrip(".")
-            for rule in self._fields
-        )
-
-    def _is_run(self, key: Key) -> bool:
-        read = readings("kubernetes").get(key.kind)
-        return read is not None and read.run is not None
 
     def _path(self, key: Key) -> str:
         return self._discovery.path(key.api_version, key.kind, key.namespace, key.name)
@@ -528,104 +458,6 @@ class KubeCluster:
         return self._discovery.path(api_version, kind, self.namespace)
 
 
-def _object(body: JSON, parts: Parts) -> Object:
-    metadata = body["metadata"]
-    return Object(
-        key_of(body),
-        body,
-        body.get("status") or {},
-        metadata["uid"],
-        metadata["resourceVersion"],
-        {name: value for name, value in (metadata.get("annotations") or {}).items() if name.startswith(OWN)},
-        deleting="deletionTimestamp" in metadata,
-        parts=parts.of(body),
-    )
-
-
-def _selector(project: str) -> str:
-    return f"{OWN}project={project}"
-
-
-def _meets(rule: Any, key: Key) -> bool:
-    return bool(rule.kind == key.kind and rule.name in (None, key.name))
-
-
-def _without(body: Any, path: Sequence[str]) -> Any:
-    """A copy without the field."""
-    if not path or not isinstance(body, Mapping) or path[0] not in body:
-        return body
-    if len(path) == 1:
-        return {name: value for name, value in body.items() if name != path[0]}
-    return {**body, path[0]: _without(body[path[0]], path[1:])}
-
-
-def _essence(body: JSON) -> JSON:
-    """What a dry run is compared by: all but the bookkeeping of writes."""
-    metadata = {
-        name: value
-        for name, value in body["metadata"].items()
-        if name not in ("managedFields", "resourceVersion", "generation")
-    }
-    metadata["annotations"] = {
-        name: value for name, value in (metadata.get("annotations") or {}).items() if not name.startswith(OWN)
-    }
-    return {**body, "metadata": metadata, "owners": _owners(body)}
-
-
-def _owners(body: JSON) -> list[JSON]:
-    return [
-        {name: value for name, value in entry.items() if name != "time"}
-        for entry in body["metadata"].get("managedFields") or ()
-    ]
-
-
-def _managers(body: JSON) -> set[str]:
-    return {entry["manager"] for entry in body["metadata"].get("managedFields") or ()}
-
-
-def _made_here(body: JSON) -> bool:
-    """Whether an object that a create found was made by that create, in an attempt whose answer was lost.
-
-    Its fields have been ours since it was made, and nobody else wrote more than bookkeeping within that second.
-    """
-    made, entries = body["metadata"]["creationTimestamp"], body["metadata"].get("managedFields") or ()
-    ours = [one for one in entries if one["manager"] == MANAGER and one["operation"] == "Apply"]
-    others = [one for one in entries if one not in ours and not one.get("subresource")]
-    return (
-        bool(ours)
-        and all(one["time"] <= made for one in ours)
-        and not any(one["time"] <= made and set(one["fieldsV1"]) - {"f:metadata"} for one in others)
-    )
-
-
-def _maker(body: JSON) -> str:
-    """Who made an object, as far as it says."""
-    return ", ".join(sorted(_managers(body) - {MANAGER})) or "somebody else"
-
-
 def _shown(key: Key, path: Sequence[str | int], value: Any) -> Any:
     """The value as it may be shown."""
     return None if value is owned.ABSENT else secrets.shown(key.kind, path, value)
-
-
-def _conflict_words(causes: Sequence[errors.Cause]) -> str:
-    fields = ", ".join(cause.field.lstrip(".") for cause in causes)
-    managers = sorted({cause.message.split('"')[1] for cause in causes if '"' in cause.message})
-    return (
-        f"{fields} belongs to {', '.join(managers) or 'another manager'}; leave it to them or take it, "
-        "with the target's fields: [{kind, field, owner: other|mlspec}]"
-    )
-
-
-def _refuse(key: Key, error: errors.ApiError) -> NoReturn:
-    if isinstance(error, errors.Invalid):
-        for cause in error.causes:
-            if IMMUTABLE.search(cause.message):
-                raise Immutable(cause.field, cause.message) from error
-        details = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes)
-        raise Refused(f"it is not valid: {details or error}") from error
-    if isinstance(error, errors.NotServed):
-        raise Refused(f"the cluster does not serve {key.kind} of {key.api_version}") from error
-    if isinstance(error, errors.Forbidden):
-        raise Refused(f"it is not permitted: {error}") from error
-    raise Refused(str(error)) from error
