@@ -72,34 +72,30 @@ def moved(saved: Mapping[str, Any], project: Opened, seen: Round) -> list[str]:
         if saved["sources"].get(name) != sources.get(name)
     ]
     same_clone = saved["clone"] == _seal(key, "clone")
+    uids = {key_text(one.key): one.uid for one in seen.objects}
     for name in dict.fromkeys([*saved["changes"], *now]):
-        sentences += _change_moved(name, saved["changes"].get(name), now.get(name), same_clone)
+        before, after = saved["changes"].get(name), now.get(name)
+        if before is None and not after:
+            sentences.append(f"{name}: would change now, but not in the plan")
+        elif after is None and not before:
+            sentences.append(f"{name}: is as planned already")
+        for one in dict.fromkeys([*(before or {}), *(after or {})]):
+            old, new = (before or {}).get(one), (after or {}).get(one)
+            if old != new:
+                sealed = one.split(" ")[1] == SEALED and not same_clone
+                words = ELSEWHERE if sealed else _differs(old, new, uids.get(one, ""))
+                sentences.append(f"{name}: {one.split(' ', 1)[1]} {words}")
     return sentences
 
 
-def _change_moved(
-    name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, same_clone: bool
-) -> Iterator[str]:
-    if before is None and not after:
-        yield f"{name}: would change now, but not in the plan"
-    elif after is None and not before:
-        yield f"{name}: is as planned already"
-    for key in dict.fromkeys([*(before or {}), *(after or {})]):
-        old, new = (before or {}).get(key), (after or {}).get(key)
-        if old != new:
-            sealed = key.split(" ")[1] == SEALED and not same_clone
-            words = (
-                "can only be compared in the clone where the plan was made" if sealed else _differs(old, new)
-            )
-            yield f"{name}: {key.split(' ', 1)[1]} {words}"
-
-
-def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
-    """How one object is not as it was."""
+def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, uid: str) -> str:
+    """How one object is not as it was; `uid` of what is there now."""
     if old is None:
         return "would be written now, but not in the plan"
     if new is None:
-        return "is as planned already, or gone"
+        if uid == "":
+            return "is gone already"
+        return "is as planned already" if uid == old["uid"] else "was deleted and made again meanwhile"
     match old["uid"], new["uid"]:
         case "", uid if uid:
             return "was made meanwhile"
