@@ -54,6 +54,8 @@ _CAUSES = (
         ("has too little {what} free{asked}", "have too little {what} free{asked}"),
         "wait, ask for less, or add nodes",
     ),
+    (re.compile(r"Too many pods"), ("is full of pods", "are full of pods"), "wait, or add nodes"),
+    (re.compile(r"node\(s\) were unschedulable"), ("is cordoned", "are cordoned"), "uncordon nodes"),
     (
         re.compile(r"node\(s\) had untolerated taint.*", re.DOTALL),
         ("has a taint that it does not tolerate", "have taints that it does not tolerate"),
@@ -64,10 +66,9 @@ _CAUSES = (
         ("does not match {selector}", "do not match {selector}"),
         "correct gpuType or the pool's nodeLabels, or label the nodes",
     ),
-    (re.compile(r"node\(s\) were unschedulable"), ("is cordoned", "are cordoned"), "uncordon nodes"),
-    (re.compile(r"Too many pods"), ("is full of pods", "are full of pods"), "wait, or add nodes"),
 )
-"""What the scheduler says of nodes, the same of one and of several nodes, and what to do when most nodes are like that."""
+"""What the scheduler says of nodes, the same of one and of several nodes, and what to do about it; the nearest to taking the
+pod first."""
 
 
 def quota(message: str) -> str:
@@ -87,23 +88,22 @@ def stopped(evicted: JSON, preempted: JSON) -> str:
 
 
 def unscheduled(message: str, spec: JSON) -> str:
-    """Why no node takes a pod of this spec, by how many nodes it holds for, the most first; then what to do."""
+    """Why no node takes a pod of this spec: first what keeps it from the nodes that are nearest to taking it, and what to do
+    about that. Nodes that it does not select come last, for they are meant for others."""
     message = _PREEMPTION.sub("", message).rstrip(". ")
     if (found := _NODES.fullmatch(message)) is None:
         return f"cannot be scheduled: {message}"
-    causes = sorted(((int(count), text) for count, text in _CAUSE.findall(found[2])), key=lambda one: -one[0])
+    causes = sorted(_cause(int(count), text, spec) for count, text in _CAUSE.findall(found[2]))
     if not causes:
         return f"cannot be scheduled: {message}"
-    words, hints = [], []
-    for index, (count, text) in enumerate(causes):
-        said, hint = _cause(count, text, spec)
-        words.append(f"{count} of {found[1]} {said}" if index == 0 else f"{count} {said}")
-        hints.append(hint)
-    return f"no node takes it: {', '.join(words)}" + (f"; {hints[0]}" if hints[0] else "")
+    _, count, said, hint = causes[0]
+    words = [f"{count} of {found[1]} {said}", *(f"{count} {said}" for _, count, said, _ in causes[1:])]
+    return f"no node takes it: {', '.join(words)}" + (f"; {hint}" if hint else "")
 
 
-def _cause(count: int, text: str, spec: JSON) -> tuple[str, str]:
-    for pattern, forms, hint in _CAUSES:
+def _cause(count: int, text: str, spec: JSON) -> tuple[int, int, str, str]:
+    """How near these nodes are to taking it (0 is nearest), their number, what is said of them, and what to do."""
+    for rank, (pattern, forms, hint) in enumerate(_CAUSES):
         if (found := pattern.fullmatch(text)) is None:
             continue
         what = found[1] if pattern.groups else ""
@@ -114,8 +114,8 @@ def _cause(count: int, text: str, spec: JSON) -> tuple[str, str]:
             asked=f" ({asked} asked for)" if asked else "",
             selector=selector or "its node affinity",
         )
-        return words, hint
-    return text.replace("node(s) ", ""), ""
+        return rank + 1, count, words, hint
+    return 0, count, text.replace("node(s) ", ""), ""
 
 
 def _asked(resource: str, spec: JSON) -> str:

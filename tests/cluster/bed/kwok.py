@@ -40,13 +40,15 @@ def start(plane: ControlPlane) -> Server:
     )
 
 
-def gpu_nodes(api: Api, count: int, *, gpus: int = 8, product: str = GPU_PRODUCT) -> list[str]:
+def gpu_nodes(
+    api: Api, count: int, *, gpus: int = 8, product: str = GPU_PRODUCT, name: str = "gpu-node"
+) -> list[str]:
     """`gpu-node-1` and so on, with the labels and the taint that NVIDIA's operator gives; ready when returned."""
     return _create(
         api,
         [
             _node(
-                f"gpu-node-{number}",
+                f"{name}-{number}",
                 {"cpu": "96", "memory": "1Ti", "pods": "110", GPU: str(gpus)},
                 labels={
                     f"{GPU}.present": "true",
