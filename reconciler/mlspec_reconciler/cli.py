@@ -28,6 +28,7 @@ COMMANDS = {
     "url": "Print the address of a serving graph.",
     "logs": "Print the logs of a resource.",
     "runs": "List the runs of a resource.",
+    "stop": "End a run before its time.",
     "reproduce": "Run a finished training again and compare.",
     "propose": "Turn what monitoring policies propose into a change in git.",
     "render": "Print the plain objects of a target.",

@@ -81,6 +81,10 @@ class Preview:
     """Who made the object that is there already, when it was not mlspec."""
 
 
+STOPPED = "stopped by mlspec stop"
+"""Message of a run that a person ended."""
+
+
 def key_of(body: Mapping[str, Any]) -> Key:
     """The key of an object with this body."""
     metadata = body["metadata"]
@@ -147,6 +151,9 @@ class Cluster(Protocol):
 
     def delete(self, key: Key, uid: str) -> None:
         """Ask for deletion of exactly this object (by uid); nothing when it is gone already."""
+
+    def cancel(self, live: Object) -> None:
+        """End a run before its time: it has failed, and is not started again until a person applies."""
 
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects that change, as they change, for at most `timeout` seconds without a change.

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
-from mlspec_reconciler.cluster import Conflict, Object, Preview, key_of
+from mlspec_reconciler.cluster import STOPPED, Conflict, Object, Preview, key_of
 
 JSON = Mapping[str, Any]
 
@@ -83,6 +83,10 @@ class MemoryCluster:
                 if fact is not None and fact.phase not in ("succeeded", "failed"):
                     self._runs[key.name] = replace(fact, phase="failed", message="deleted before it ended")
                 self._note_change(key)
+
+    def cancel(self, live: Object) -> None:
+        """End a run badly."""
+        self.fail(live.key.name, STOPPED)
 
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects as they change, until `timeout` seconds pass without a change."""

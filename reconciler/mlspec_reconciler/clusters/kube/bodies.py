@@ -12,10 +12,13 @@ from mlspec_reconciler.cluster import Object, key_of
 from mlspec_reconciler.clusters.kube.parts import Parts
 
 JSON = Mapping[str, Any]
-MANAGER = "mlspec"
-"""The field manager of every write."""
 OWN = "mlspec.dev/"
 """Prefix of our labels and annotations."""
+
+
+def manager(project: str) -> str:
+    """The field manager of every write: two projects that want the same object conflict, and none overruns the other."""
+    return f"mlspec-{project}"
 
 
 def object_of(body: JSON, parts: Parts) -> Object:
@@ -62,13 +65,14 @@ def _managers(body: JSON) -> set[str]:
     return {entry["manager"] for entry in body["metadata"].get("managedFields") or ()}
 
 
-def made_here(body: JSON) -> bool:
-    """Whether an object that a create found was made by that create, in an attempt whose answer was lost.
+def made_by(manager: str, body: JSON) -> bool:
+    """Whether an object that a create found was made by this field manager: by that create, in an attempt whose answer was
+    lost, or by another apply of the same project.
 
     Its fields have been ours since it was made, and nobody else wrote more than bookkeeping within that second.
     """
     made, entries = body["metadata"]["creationTimestamp"], body["metadata"].get("managedFields") or ()
-    ours = [one for one in entries if one["manager"] == MANAGER and one["operation"] == "Apply"]
+    ours = [one for one in entries if one["manager"] == manager and one["operation"] == "Apply"]
     others = [one for one in entries if one not in ours and not one.get("subresource")]
     return (
         bool(ours)
@@ -77,6 +81,6 @@ def made_here(body: JSON) -> bool:
     )
 
 
-def maker(body: JSON) -> str:
-    """Who made an object, as far as it says."""
-    return ", ".join(sorted(_managers(body) - {MANAGER})) or "somebody else"
+def maker(body: JSON, ours: str) -> str:
+    """Who made an object beside us (our field manager), as far as it says."""
+    return ", ".join(sorted(_managers(body) - {ours})) or "somebody else"

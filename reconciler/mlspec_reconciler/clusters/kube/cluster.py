@@ -16,6 +16,7 @@ from mlspec.kinds.project import KubernetesTarget
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import (
+    STOPPED,
     Conflict,
     Difference,
     Immutable,
@@ -27,18 +28,18 @@ from mlspec_reconciler.cluster import (
 )
 from mlspec_reconciler.clusters.kube import access, errors, owned, secrets
 from mlspec_reconciler.clusters.kube.bodies import (
-    MANAGER,
     OWN,
     essence,
-    made_here,
+    made_by,
     maker,
+    manager,
     object_of,
     selector,
 )
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.ledger import Ledger
 from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
-from mlspec_reconciler.clusters.kube.transport import Transport
+from mlspec_reconciler.clusters.kube.transport import MERGE_TYPE, Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
 from mlspec_reconciler.clusters.kube.writing import Writer, refuse
 
@@ -72,12 +73,15 @@ class KubeCluster:
         self.transport = transport
         self.namespace = target.namespace
         self.project = project
+        self.manager = manager(project)
         self.ledger = Ledger(transport, target.namespace, project)
         self._discovery = discovery
         self._writer = Writer(transport, discovery, target, project)
         self._absent: set[Key] = set()
         """Keys that were asked for in this process and were not there; the write itself proves it again."""
         self._seen: dict[Key, Object] = {}
+        self._kinds: set[tuple[str, str]] | None = None
+        """Kinds of the inventory as it was listed last."""
         self._watching: Watching | None = None
 
     @staticmethod
@@ -160,6 +164,7 @@ class KubeCluster:
             if body["kind"] == secrets.SECRET:  # an admission rule may echo the live one
                 self.transport.hide(secrets.values(body))
         self._seen = {one.key: one for one in objects}
+        self._kinds = {(key.api_version, key.kind) for key in keys}
         self._absent = (self._absent - found.keys()) | (keys - found.keys())
         return objects
 
@@ -172,12 +177,13 @@ class KubeCluster:
             raise Conflict(f"{key} {'is being deleted' if live.deleting else 'exists already'}")
         answer = self._writer.apply(key, self._writer.complete(body, annotations))
         self._absent.discard(key)
-        if answer.status != 201 and not made_here(answer.body):
-            self._writer.release(
-                key
-            )  # somebody was faster: take our fields back, which leaves theirs as they were
-            raise Conflict(f"{key} exists already")
-        return object_of(answer.body, Parts(()))
+        if answer.status == 201:
+            return object_of(answer.body, Parts(()))
+        if not made_by(self.manager, answer.body):
+            self._writer.release(key)  # theirs stays as it was
+        elif answer.attempts > 1:
+            return object_of(answer.body, Parts(()))
+        raise Conflict(f"{key} exists already: somebody was faster")
 
     def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
         """Server-side apply; with `version`, `Conflict` unless nobody edited the object since."""
@@ -185,11 +191,20 @@ class KubeCluster:
         complete = self._writer.complete(body, annotations)
         if (seen := self._seen.get(key)) is not None:
             self.transport.hide(secrets.values(seen.body))
+        if version is not None:
+            # By the version alone the API server would make the object anew when it is gone.
+            known = self._seen.get(key) or self.get(key)
+            if known is None:
+                raise Conflict(f"{key} is gone")
+            complete["metadata"]["uid"] = known.uid
         for _ in range(RETRIES):
             if version is not None:
                 complete["metadata"]["resourceVersion"] = version
             try:
-                return object_of(self._writer.apply(key, complete).body, self._parts_of(()))
+                written = object_of(self._writer.apply(key, complete).body, self._parts_of(()))
+                if written.deleting:
+                    raise Conflict(f"{key} is being deleted")
+                return written
             except Conflict:
                 live = self.get(key) if version is not None else None
                 before = self._seen.get(key)
@@ -200,7 +215,7 @@ class KubeCluster:
 
     def holds(self, body: JSON, live: Object) -> bool | None:
         """By the managed fields of the live object; None where only the server can tell."""
-        match owned.proof(self._writer.wanted(body), live.body, MANAGER):
+        match owned.proof(self._writer.wanted(body), live.body, self.manager):
             case owned.Proof.HOLDS:
                 return True
             case owned.Proof.DIFFERS:
@@ -235,10 +250,24 @@ class KubeCluster:
         except errors.ApiError as error:
             raise Refused(str(error)) from error
 
+    def cancel(self, live: Object) -> None:
+        """A Workflow is told to shut down, which keeps its steps to look at; other runs are deleted, and remembered."""
+        if live.key.kind == "Workflow":
+            body = {"spec": {"shutdown": "Stop"}, "metadata": {"uid": live.uid}}
+            path = self._path(live.key)
+            try:
+                self.transport.request("PATCH", path, body=body, content_type=MERGE_TYPE)
+            except errors.ApiError as error:
+                raise Refused(f"{live.key} is not stopped: {error}") from error
+            return
+        self.remember(live.key.name, RunFact("failed", {}, STOPPED))
+        self.delete(live.key, live.uid)
+
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects (and of their pods) as they change."""
-        watched = {(key.api_version, key.kind) for key in self._seen}
-        watched |= kinds(one.body for one in self._seen.values())
+        if self._kinds is None:
+            self._kinds = {(key.api_version, key.kind) for key in self._inventory()}
+        watched = self._kinds | kinds(one.body for one in self._seen.values())
         targets = {
             (self._collection(*kind), selector(self.project) if kind[1] != "Workload" else "")
             for kind in sorted(watched)
@@ -248,8 +277,6 @@ class KubeCluster:
             self._watching = Watching(self.transport, targets)
         else:
             self._watching.follow(targets)
-        if not targets:
-            time.sleep(timeout)
         return self._watching.changes(timeout)
 
     def wake(self) -> None:
@@ -416,15 +443,16 @@ class KubeCluster:
         try:
             if self._writer.is_run(key):
                 return self._preview_run(key, complete)
-            if live is None and key not in self._absent:
-                there = self._find(key)
-                live = None if there is None else object_of(there, Parts(()))
-            if live is not None:
+            looked = live is None and key not in self._absent
+            if looked and (there := self._find(key)) is not None:
+                live = object_of(there, Parts(()))
+            if live is None:
+                self._absent.add(key)
+            else:
                 self.transport.hide(secrets.values(live.body))
-                if live is None:
-                    self._absent.add(key)
-                elif live.annotations.get(OWN + "resource") != annotations.get(OWN + "resource"):
-                    return Preview(foreign=maker(live.body))
+                same = live.annotations.get(OWN + "resource") == annotations.get(OWN + "resource")
+                if not same and (looked or not live.annotations):
+                    return Preview(foreign=maker(live.body, self.manager))
             answer = self._writer.apply(key, complete, dry=True)
         except Immutable as error:
             return Preview(forced_by=error.field)
@@ -434,7 +462,7 @@ class KubeCluster:
             return Preview()
         if essence(answer.body) == essence(live.body):
             return Preview(changes=False)
-        found = owned.differences(self._writer.wanted(body), live.body, MANAGER)
+        found = owned.differences(self._writer.wanted(body), live.body, self.manager)
         return Preview(
             differences=tuple(
                 Difference(path, _shown(key, path, old), _shown(key, path, new)) for path, old, new in found
@@ -446,7 +474,11 @@ class KubeCluster:
             self._writer.post(key, body, dryRun="All")
         except errors.AlreadyExists:
             live = self.get(key)
-            return Preview(foreign=maker(live.body)) if live and not live.annotations else Preview()
+            return (
+                Preview(foreign=maker(live.body, self.manager))
+                if live and not live.annotations
+                else Preview()
+            )
         except errors.ApiError as error:
             refuse(key, error)
         return Preview()

@@ -8,6 +8,7 @@ one bound on requests and a lower one on retries, so that a server in trouble is
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import ssl
 import threading
 import time
@@ -59,6 +60,8 @@ class Answer:
     status: int
     body: Any
     headers: Mapping[str, str]
+    attempts: int = 1
+    """How often it was asked for; an attempt before may have been heard although its answer was not."""
 
 
 class Transport:
@@ -157,7 +160,7 @@ class Transport:
         seconds = timeout or self._timeout
         secrets = self._secrets | values(body)
         pauses = Backoff()
-        while True:
+        for attempts in itertools.count(1):
             after = None
             try:
                 response, content = self._attempt(method, url, data, headers, seconds, verb or method)
@@ -167,7 +170,7 @@ class Transport:
                 if response.status not in _BUSY or errors.refuses(response.status, _decoded_json(content)):
                     if response.status == 200 and accept == TEXT_TYPE:
                         return Answer(200, content.decode(errors="replace"), response.headers)
-                    return self._answer(response, content, url, secrets)
+                    return self._answer(response, content, url, secrets, attempts)
                 after = errors.retry_after(response.headers.get("retry-after"))
                 problem = _Trouble(
                     f"answered {response.status}{_reason(content, secrets)}",
@@ -184,6 +187,7 @@ class Transport:
                 raise errors.Busy(f"{self.server} {problem}{given_up}", after)
             self._wait(pause)
             seconds = min(timeout or self._timeout, max(left, 0.1))
+        raise AssertionError
 
     def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
         """A GET of what is not JSON: logs, `/readyz`."""
@@ -338,7 +342,12 @@ class Transport:
         )
 
     def _answer(
-        self, response: urllib3.BaseHTTPResponse, content: bytes, url: str, secrets: Iterable[str]
+        self,
+        response: urllib3.BaseHTTPResponse,
+        content: bytes,
+        url: str,
+        secrets: Iterable[str],
+        attempts: int = 1,
     ) -> Answer:
         status = response.status
         try:
@@ -355,7 +364,7 @@ class Transport:
                 f"{self.server} answered {status} with {kind}, not JSON: a proxy, or not an API server"
             ) from None
         if 200 <= status < 300:
-            return Answer(status, body, response.headers)
+            return Answer(status, body, response.headers, attempts)
         if isinstance(body, dict) and body.get("kind") == "Status":
             after = errors.retry_after(response.headers.get("retry-after"))
             raise errors.of_status(status, body, secrets, after)

@@ -14,7 +14,7 @@ from mlspec.kinds.project import FieldRule, KubernetesTarget
 from mlspec.manifest import Key
 from mlspec_reconciler.cluster import Conflict, Immutable, Refused, Unavailable, key_of
 from mlspec_reconciler.clusters.kube import errors
-from mlspec_reconciler.clusters.kube.bodies import MANAGER, OWN
+from mlspec_reconciler.clusters.kube.bodies import OWN, manager
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
 
@@ -34,6 +34,7 @@ class Writer:
         self._namespace = target.namespace
         self._fields = target.fields
         self._project = project
+        self._manager = manager(project)
 
     def complete(self, body: JSON, annotations: Mapping[str, str]) -> dict[str, Any]:
         """The body with our notes and marks."""
@@ -55,7 +56,7 @@ class Writer:
 
     def post(self, key: Key, body: JSON, **query: str) -> Answer:
         """Create a run. It is not repeated when it is not known what became of it. Raises `errors.ApiError`."""
-        query |= {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        query |= {"fieldManager": self._manager, "fieldValidation": "Strict"}
         return self._transport.request(
             "POST",
             self._discovery.path(key.api_version, key.kind, self._namespace),
@@ -105,7 +106,7 @@ class Writer:
 
     def _patch(self, key: Key, body: JSON, *, force: bool, dry: bool) -> Answer:
         query = {
-            "fieldManager": MANAGER,
+            "fieldManager": self._manager,
             "force": str(force).lower(),
             "fieldValidation": "Strict",
         }

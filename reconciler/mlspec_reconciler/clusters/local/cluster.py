@@ -89,6 +89,10 @@ class LocalCluster:
             if old is not None and old.uid == uid:
                 self.store.request_deletion(uid)
 
+    def cancel(self, live: Object) -> None:
+        """End its processes; what it has finished so far stays."""
+        self.delete(live.key, live.uid)
+
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects as they change, until `timeout` seconds pass without a change. Counts from this call."""
         return self._follow(self.store.counter(), self.store.versions(), timeout)
