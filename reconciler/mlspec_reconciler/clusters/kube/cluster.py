@@ -179,7 +179,7 @@ class KubeCluster:
         self._absent.discard(key)
         if answer.status == 201:
             return object_of(answer.body, Parts(()))
-        if not made_by(self.manager, answer.body):
+        if not self._was_ours(key, answer.body):
             self._writer.release(key)  # theirs stays as it was
         elif answer.attempts > 1:
             return object_of(answer.body, Parts(()))
@@ -379,6 +379,22 @@ class KubeCluster:
             if live is not None:
                 found[key] = dict(live.body)
         return found
+
+    def _was_ours(self, key: Key, written: JSON) -> bool:
+        """Whether an object that a create found was ours before: made by an attempt whose answer was lost, or by another
+        apply of this project. Times tell it to the second, the revision before our write exactly."""
+        if not made_by(self.manager, written):
+            return False
+        query = {
+            "fieldSelector": f"metadata.name={key.name}",
+            "resourceVersion": str(int(written["metadata"]["resourceVersion"]) - 1),
+            "resourceVersionMatch": "Exact",
+        }
+        try:
+            found = self.transport.list(self._collection(key.api_version, key.kind), query=query)[0]
+        except (errors.ApiError, Unavailable, ValueError):
+            return True
+        return all(made_by(self.manager, one) for one in found)
 
     def _look_for(self, keys: Iterable[Key]) -> None:
         """Note which of many keys are not there, by the names of all objects of their kinds."""

@@ -1,0 +1,168 @@
+"""The contract of a cluster over a namespace of a real API server, and what only such a cluster can break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.bed import crds
+from cluster.bed.api import document
+from cluster.bed.controlplane import ControlPlane
+from cluster.contract import DIGEST, OTHER, Contract
+from mlspec.kinds.project import KubernetesTarget
+from mlspec.manifest import Key
+from mlspec.workload import RunFact
+from mlspec_reconciler.cluster import Cluster, Conflict, Object, Refused, key_of
+from mlspec_reconciler.clusters.kube.cluster import KubeCluster
+from mlspec_reconciler.clusters.kube.discovery import Discovery
+from mlspec_reconciler.clusters.kube.transport import Transport
+
+STEP = {"name": "step", "container": {"image": "localhost/none:1", "command": ["true"]}}
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane: ControlPlane) -> ControlPlane:
+    crds.install(control_plane.api, "argo")
+    return control_plane
+
+
+@pytest.fixture(scope="module")
+def discovered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of discovery for all tests, as a person has it."""
+    return tmp_path_factory.mktemp("discovery")
+
+
+def connect(plane: ControlPlane, namespace: str, cache: Path, project: str = "contract") -> KubeCluster:
+    """As the commands connect."""
+    transport = Transport.open(None, kubeconfig=plane.kubeconfig)
+    return KubeCluster(transport, Discovery(transport, cache), KubernetesTarget(namespace=namespace), project)
+
+
+@pytest.fixture
+def cluster(plane: ControlPlane, discovered: Path) -> Iterator[KubeCluster]:
+    made = connect(plane, plane.namespace("contract"), discovered)
+    yield made
+    made.close()
+
+
+class TestKube(Contract):
+    """In a namespace of a real API server."""
+
+    def body(self, cluster: KubeCluster, name: str, **data: Any) -> dict[str, Any]:
+        return document("v1", "ConfigMap", name, cluster.namespace, data=data)
+
+    def run(self, cluster: KubeCluster, name: str, **data: Any) -> dict[str, Any]:
+        parameters = [{"name": each, "value": value} for each, value in data.items()]
+        spec = {"entrypoint": "step", "templates": [STEP], "arguments": {"parameters": parameters}}
+        return document("argoproj.io/v1alpha1", "Workflow", name, cluster.namespace, spec=spec)
+
+    def holds(self, live: Object | None, body: Mapping[str, Any]) -> bool:
+        """All that was written is there, beside what the server adds."""
+        return live is not None and _within(body, live.body)
+
+    def announce(self, cluster: Cluster, *keys: Key) -> None:
+        rows = [[*key_row(key), "", 0] for key in keys]
+        cluster.set_note("inventory", {"entries": {"Dataset/a": {"objects": rows}}})
+
+    def test_a_run_is_remembered(self, cluster: Cluster) -> None:
+        """Facts about runs outlive their objects: the reconciler keeps their ends, the object says the rest."""
+        body = self.run(cluster, "r-1")
+        made = cluster.create(body, {})
+        assert cluster.runs() == {}
+        cluster.remember("r-1", RunFact("succeeded", {"train": {"auc": 0.7}}, ""))
+        cluster.remember("r-1", RunFact("succeeded", {"train": {"auc": 0.7}}, ""))
+        cluster.delete(made.key, made.uid)
+        assert cluster.get(made.key) is None
+        assert cluster.runs() == {"r-1": RunFact("succeeded", {"train": {"auc": 0.7}}, "")}
+        assert cluster.create(body, {}).uid != made.uid
+
+    def test_what_is_being_deleted_is_not_written(self, cluster: KubeCluster, plane: ControlPlane) -> None:
+        """What is written to a dying object dies with it, while the plan takes it for done."""
+        waiting = {"finalizers": ["example.org/wait"]}
+        body = document("v1", "ConfigMap", "a", cluster.namespace, metadata=waiting)
+        plane.api.apply([body], manager="theirs")
+        old = cluster.apply(self.body(cluster, "a", x="1"), {})
+        cluster.delete(old.key, old.uid)
+        cluster.delete(old.key, old.uid)
+        live = cluster.get(old.key)
+        assert live is not None
+        assert live.deleting
+        for write in (
+            lambda: cluster.create(self.body(cluster, "a", x="2"), {}),
+            lambda: cluster.apply(self.body(cluster, "a", x="2"), {}),
+            lambda: cluster.apply(self.body(cluster, "a", x="2"), {}, old.version),
+            lambda: cluster.apply(self.body(cluster, "a", x="2"), {}, live.version),
+        ):
+            with pytest.raises(Conflict):
+                write()
+        plane.api.request(
+            "PATCH",
+            plane.api.path(body),
+            {"metadata": {"finalizers": None}},
+            content_type="application/merge-patch+json",
+        )
+        assert cluster.get(old.key) is None
+        assert cluster.create(self.body(cluster, "a", x="2"), {}).uid != old.uid
+
+    def test_notes_of_two_writers_conflict(
+        self, cluster: KubeCluster, plane: ControlPlane, discovered: Path
+    ) -> None:
+        """The second of two applies must look again before it writes: its inventory does not know what the first made."""
+        other = connect(plane, cluster.namespace, discovered)
+        assert cluster.note("inventory") is other.note("inventory") is None
+        cluster.set_note("inventory", {"by": "one"})
+        with pytest.raises(Conflict, match="somebody else"):
+            other.set_note("inventory", {"by": "two"})
+        assert other.note("inventory") == {"by": "one"}
+        other.set_note("inventory", {"by": "two"})
+        with pytest.raises(Conflict, match="somebody else"):
+            cluster.set_note("inventory", {"by": "three"})
+        assert cluster.note("inventory") == {"by": "two"}
+        cluster.forget()
+        with pytest.raises(Conflict):
+            other.set_note("inventory", {"by": "four"})
+        other.close()
+
+    def test_what_another_maker_made_meanwhile_stays_theirs(
+        self, cluster: KubeCluster, plane: ControlPlane, discovered: Path
+    ) -> None:
+        """Between a look and a write somebody else may take the name: kubectl, a controller, or another project of ours."""
+        other = connect(plane, cluster.namespace, discovered, "other")
+        kubectl = document("v1", "ConfigMap", "a", cluster.namespace, data={"theirs": "1"})
+        bare = document("v1", "ServiceAccount", "a", cluster.namespace)
+        ours = document("v1", "ConfigMap", "b", cluster.namespace, data={"y": "1"})
+        wanted = [self.body(cluster, "a", x="1"), {**bare}, self.body(cluster, "b", x="1")]
+        cluster.preview([(body, DIGEST, None) for body in wanted])  # as a plan looks: nothing is there
+        folder = f"/api/v1/namespaces/{cluster.namespace}"
+        plane.api.request("POST", f"{folder}/configmaps", kubectl, fieldManager="kubectl-create")
+        plane.api.request("POST", f"{folder}/serviceaccounts", bare, fieldManager="kubectl-create")
+        other.create(ours, OTHER)
+        before = [cluster.get(key_of(body)) for body in wanted]
+        for body in wanted:
+            with pytest.raises((Conflict, Refused)):
+                cluster.create(body, DIGEST)
+        for was, body in zip(before, wanted, strict=True):
+            now = cluster.get(key_of(body))
+            assert was is not None
+            assert now is not None
+            assert _owners(now) == _owners(was)
+            assert now.content == was.content
+        other.close()
+
+
+def key_row(key: Key) -> list[str]:
+    """A key as the inventory writes it."""
+    return [key.api_version, key.kind, key.namespace, key.name]
+
+
+def _within(part: Any, whole: Any) -> bool:
+    if isinstance(part, Mapping) and isinstance(whole, Mapping):
+        return all(name in whole and _within(value, whole[name]) for name, value in part.items())
+    return bool(part == whole)
+
+
+def _owners(live: Object) -> list[tuple[str, Any]]:
+    return [(entry["manager"], entry["fieldsV1"]) for entry in live.body["metadata"].get("managedFields", ())]
