@@ -64,7 +64,8 @@ def edited(random: Random, body: Body, times: int) -> Body:
                 parent[name] = {}
             case 7 if type(value) is list:
                 parent[name] = []
-            case 8 if type(value) is str and value in SPELLINGS:
+            case 8 if spelled := [one for one in places if type(one[2]) is str and one[2] in SPELLINGS]:
+                parent, name, value = random.choice(spelled)
                 parent[name] = random.choice(SPELLINGS[value])
             case 9 if type(value) is dict and all(type(one) is str for one in value.values()):
                 value[f"extra{random.randrange(3)}"] = random.choice(("a", "1", ""))

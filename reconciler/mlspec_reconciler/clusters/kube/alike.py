@@ -127,8 +127,8 @@ def like(want: Any, have: Any, name: str, defaults: Mapping[str, Mapping[str, An
             return Like.SAME
         case ("" | 0 | None | [], _) if want is not False:
             return Like.FILLED
-        case (str() | int() | float(), str() | int() | float()) if _same_quantity(want, have):
-            return Like.QUANTITY
+        case (str() | int() | float(), str() | int() | float()) if bool not in (type(want), type(have)):
+            return _quantities(str(want), str(have))
     return Like.OTHER if want or have is not ABSENT else Like.FILLED
 
 
@@ -144,23 +144,29 @@ _SUFFIX: Mapping[str, Fraction] = {
 }
 
 
-def _same_quantity(want: float | str, have: float | str) -> bool:
-    """Whether two scalars mean the same quantity: `"0.1"` and `"100m"`, `1` and `"1"`."""
-    if bool in (type(want), type(have)):
-        return False
-    first, second = _quantity(str(want)), _quantity(str(have))
-    return first is not None and first == second
+def _quantities(want: str, have: str) -> Like:
+    """Whether two texts are one quantity to the server: `0.1` and `100m`, `1024Mi` and `1Gi`.
+
+    It keeps the family of a suffix, so `1073741824` replaces `1Gi`; but below 1024 it writes binary ones as decimal.
+    """
+    (first, family), (second, kept) = _quantity(want), _quantity(have)
+    if first is None or first != second:
+        return Like.OTHER
+    if family == kept:
+        return Like.QUANTITY
+    return Like.FILLED if family == "i" and abs(first) < 1024 else Like.OTHER
 
 
-def _quantity(text: str) -> Fraction | None:
-    """The number that a quantity means; None if it is none."""
-    parts = _QUANTITY.fullmatch(text)
-    if parts is None or len(text) > 40:
-        return None
+def _quantity(text: str) -> tuple[Fraction | None, str]:
+    """The number that a quantity means (None if it is none), and its family: `i` binary, `e` exponent, or decimal."""
+    parts = _QUANTITY.fullmatch(text) if len(text) < 40 else None
+    if parts is None:
+        return None, ""
     suffix = parts[2] or ""
-    if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
-        return Fraction(parts[1]) * Fraction(10) ** int(suffix[1:]) if len(suffix) < 5 else None
-    return Fraction(parts[1]) * _SUFFIX.get(suffix, Fraction(1))
+    number = Fraction(parts[1])
+    if suffix[:1] in ("e", "E") and suffix[1:2] not in ("", "i"):
+        return (number * Fraction(10) ** int(suffix[1:]) if len(suffix) < 5 else None), "e"
+    return number * _SUFFIX.get(suffix, Fraction(1)), suffix[1:2]
 
 
 def is_quantity(where: Where) -> bool:
