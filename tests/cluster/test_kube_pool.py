@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from cluster.bed.api import Document
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import wait_for
 from cluster.shop import API, Done
-from mlspec_reconciler import cli
+from health import record
+from mlspec_reconciler import cli, workspace
 
 PRODUCT = "NVIDIA-A100-SXM4-80GB"
 CODE = """\
@@ -35,6 +37,8 @@ def rows():
 def train(train, depth=1):
     return None
 """
+NODES = {f"{kwok.GPU}.product": PRODUCT}
+RESERVED = [{"key": "team", "value": "robots", "effect": "NoSchedule"}]
 RUNS = {"job": ("batch/v1", "Job"), "workflow": ("argoproj.io/v1alpha1", "Workflow")}
 
 
@@ -55,6 +59,8 @@ class Teams:
         return f"{team}-{self.namespace}"
 
     def write(self) -> None:
+        for old in self.root.glob("*.yaml"):
+            old.unlink()
         target = {"kubernetes": {"namespace": self.namespace, "image": "registry.example/runtime:1"}}
         self._file(
             "project", "Project", "research", {"targets": {"gpus": target | {"storage": "pvc://data"}}}
@@ -122,6 +128,19 @@ class Teams:
         except TimeoutError:
             raise AssertionError(self.mlspec("status").text) from None
 
+    def record(self, name: str, verdict: str) -> None:
+        """With MLSPEC_RECORD write a case of `tests/health` from an object as it is now: that of the one run of a job, or
+        the queue of a pool."""
+        if not os.environ.get("MLSPEC_RECORD"):
+            return
+        connected = workspace.connect(self.root, None)
+        assert connected is not None
+        objects = [
+            one for one in connected.cluster.list() if one.key.kind in ("ClusterQueue", RUNS[self.engine][1])
+        ]
+        [live] = [one for one in objects if re.fullmatch(rf"{name}(-[0-9a-f]{{8}})?", one.key.name)]
+        record.write(live, verdict)
+
     def training(self, name: str) -> bool:
         """Whether a job trains now: its pod runs, and Argo has seen that."""
         label = f"mlspec.dev/name={name}"
@@ -186,7 +205,7 @@ def teams(
     found.root.mkdir()
     flavor = {
         "name": f"a100-{namespace}",
-        "nodeLabels": {f"{kwok.GPU}.product": PRODUCT},
+        "nodeLabels": NODES,
         "quota": {kwok.GPU: {"nominal": 8, "borrow": 8}},
     }
     for team in ("vision", "language"):
@@ -207,6 +226,7 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
     pool, lender, flavor = teams.pool("vision"), teams.pool("language"), f"a100-{teams.namespace}"
     usage = f"ok: 16 nvidia.com/gpu of {flavor} in use (quota 8, 8 borrowed); 2 admitted, 0 waiting"
     teams.says(pool, re.escape(usage))
+    teams.record(pool, "ready_borrows")
 
     before = {one["metadata"]["name"]: one for one in teams.runs()}
     teams.train("translator", "language")
@@ -222,6 +242,7 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
     ):  # Kueue forgets its reason with the pod, and Argo makes a pod anew that had just started
         why = "(train was stopped; )?"
     teams.says(stopped, f"^waits: {stopped}-[0-9a-f]+: {why}{re.escape(quota)}$")
+    teams.record(stopped, "waiting_what_was_lent_is_taken_back")
     print(teams.mlspec("status").out)
 
     # Kueue has rewritten the run objects by now: suspend, node selectors, tolerations, labels, gates.
@@ -233,10 +254,8 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
         assert after[name]["metadata"]["uid"] == one["metadata"]["uid"]
         assert after[name]["spec"].get("suspend") == now[name]["spec"].get("suspend")
         assert after[name]["metadata"]["generation"] == now[name]["metadata"]["generation"]
-        [ours] = [each for each in one["metadata"]["managedFields"] if each["manager"] == "mlspec"]
-        assert [each for each in after[name]["metadata"]["managedFields"] if each["manager"] == "mlspec"] == [
-            ours
-        ], "written once, by the create"
+        [created] = _written(one)
+        assert _written(after[name]) == [created], "written once, by the create"
 
     started = time.monotonic()
     teams.release(kept, "translator")
@@ -256,6 +275,11 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
     )
 
 
+def _written(one: Document) -> list[Document]:
+    """What the managed fields say of our writes."""
+    return [each for each in one["metadata"]["managedFields"] if each["manager"].startswith("mlspec")]
+
+
 def _succeeded(teams: Teams, name: str) -> bool:
     teams.release(name)
     return teams.status()[name].startswith("ok")
@@ -263,31 +287,49 @@ def _succeeded(teams: Teams, name: str) -> bool:
 
 def test_status_says_why_a_run_waits_and_what_to_do(teams: Teams) -> None:
     """Why something does not run is the first question of everybody who shares GPUs."""
-    other = {"name": f"other-{teams.namespace}", "quota": {kwok.GPU: {"nominal": 32}}}
-    teams.pools["spare"] = {
-        "flavors": [
-            other | {"nodeLabels": {f"{kwok.GPU}.product": PRODUCT}, "tolerations": [{"key": f"{kwok.GPU}"}]}
-        ],
-        "priorities": {f"high-{teams.namespace}": 100},
-    }
-    del teams.pools["vision"], teams.pools["language"]
-    teams.wish(first="hang", unpullable="image-pull", breaks="fail")
+    flavor, priority = f"other-{teams.namespace}", f"high-{teams.namespace}"
+    quota = {"flavors": [{"name": flavor, "nodeLabels": NODES, "quota": {kwok.GPU: {"nominal": 18}}}]}
+    teams.pools = {"spare": quota | {"priorities": {priority: 100}}}
+    pool = teams.pool("spare")
+    kwok.gpu_nodes(teams.plane.api, 1, product="NVIDIA-B200", name="reserved", taints=RESERVED)
+    teams.wish(first="hang", urgent="hang", unpullable="image-pull", breaks="fail")
     teams.train("giant", "spare", gpu=16)
-    teams.train("elsewhere", None, gpu=1, gpuType="NVIDIA-B200")
+    teams.train("elsewhere", None, gpu=1, gpuType="NVIDIA-GB300")
+    teams.train("reserved", None, gpu=1, gpuType="NVIDIA-B200")
     teams.train("unpullable", "spare", gpu=1)
     teams.train("breaks", "spare", gpu=1)
     teams.jobs["breaks"]["retries"] = 0
-    teams.apply_until("runs", lambda: len(teams.runs()) == 4)
+    teams.apply_until("runs", lambda: len(teams.runs()) == 5)
     teams.says(
         "giant",
-        r"giant-\w+: no node takes it: 2 of \d have too little nvidia.com/gpu free \(16 asked for\), "
-        r"\d do not match nvidia.com/gpu.product=\S+; wait, ask for less, or add nodes",
+        r"^waits: giant-\w+: no node takes it: 2 of \d have too little nvidia.com/gpu free \(16 asked for\), "
+        r".*\d do not match nvidia.com/gpu.product=\S+; wait, ask for less, or add nodes$",
     )
+    teams.record("giant", "waiting_no_node_is_large_enough")
+    teams.says("elsewhere", r"no node takes it: .*\d do not match nvidia.com/gpu.product=NVIDIA-GB300; ")
+    teams.says("reserved", r"no node takes it: 1 of \d has a taint .* do not match \S+=NVIDIA-B200; if such")
+    teams.record("reserved", "waiting_nodes_are_reserved")
     teams.says(
-        "elsewhere",
-        "no node takes it: (\\d+) of \\1 do not match nvidia.com/gpu.product=NVIDIA-B200; correct gpuType",
+        "unpullable", "the image registry.example/runtime:1 cannot be pulled: the registry does not have it$"
     )
+    teams.says("breaks", "^failed: .*train failed with exit code 1")
+
+    # What holds quota without running is found by the pool's line; without the giant there is room.
+    teams.says(pool, rf"^ok: 17 nvidia.com/gpu of {flavor} in use \(quota 18\); 2 admitted, 0 waiting$")
+    del teams.jobs["giant"], teams.jobs["breaks"]
+    teams.train("first", "spare", gpu=8)
+    teams.apply_until("the first", lambda: teams.training("first"))
+    teams.train("waiting", "spare", gpu=16)
+    teams.apply_until("the second", lambda: len(teams.runs()) == 5)
     teams.says(
-        "unpullable", "the image registry.example/runtime:1 cannot be pulled: the registry does not have it"
+        "waiting", f"waits for quota in pool {pool}: 7 more nvidia.com/gpu of {flavor} must become free$"
     )
+    teams.train("urgent", "spare", gpu=16, priority=priority)
+    teams.apply_until("a stop", lambda: not teams.training("first"))
+    teams.says(
+        "first",
+        f"stopped for a run of higher priority; waits for quota in pool {pool}: 7 more nvidia.com/gpu",
+    )
+    teams.record("first", "waiting_for_a_run_of_higher_priority")
     print(teams.mlspec("status").out)
+    teams.plane.api.delete("v1", "Node", "reserved-1")

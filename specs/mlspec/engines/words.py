@@ -59,12 +59,13 @@ _CAUSES = (
     (
         re.compile(r"node\(s\) had untolerated taint.*", re.DOTALL),
         ("has a taint that it does not tolerate", "have taints that it does not tolerate"),
-        "add tolerations to the pool's flavor, or take the taint away",
+        # The scheduler looks at taints before labels, so such a node may not be meant at all.
+        "if such nodes are meant, tolerate it in the pool's flavor, otherwise correct gpuType or nodeLabels",
     ),
     (
         re.compile(r"node\(s\) didn't match Pod's node affinity/selector"),
         ("does not match {selector}", "do not match {selector}"),
-        "correct gpuType or the pool's nodeLabels, or label the nodes",
+        "correct gpuType or nodeLabels, or label the nodes",
     ),
 )
 """What the scheduler says of nodes, the same of one and of several nodes, and what to do about it; the nearest to taking the

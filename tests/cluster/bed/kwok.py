@@ -8,6 +8,7 @@ the output parameters of a Workflow's step. Without any, pods of Jobs and Workfl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.bed import build
@@ -41,9 +42,16 @@ def start(plane: ControlPlane) -> Server:
 
 
 def gpu_nodes(
-    api: Api, count: int, *, gpus: int = 8, product: str = GPU_PRODUCT, name: str = "gpu-node"
+    api: Api,
+    count: int,
+    *,
+    gpus: int = 8,
+    product: str = GPU_PRODUCT,
+    name: str = "gpu-node",
+    taints: Iterable[dict[str, str]] = (),
 ) -> list[str]:
-    """`gpu-node-1` and so on, with the labels and the taint that NVIDIA's operator gives; ready when returned."""
+    """`gpu-node-1` and so on, with the labels and the taint that NVIDIA's operator gives (and more `taints`); ready when
+    returned."""
     return _create(
         api,
         [
@@ -56,7 +64,7 @@ def gpu_nodes(
                     f"{GPU}.count": str(gpus),
                     "node.kubernetes.io/instance-type": f"gpu-{gpus}",
                 },
-                taints=[{"key": GPU, "value": "present", "effect": "NoSchedule"}],
+                taints=[{"key": GPU, "value": "present", "effect": "NoSchedule"}, *taints],
             )
             for number in range(1, count + 1)
         ],
