@@ -53,24 +53,28 @@ def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manife
     }
     if cohort:
         queue["cohortName"] = spec["cohort"]
+    # Cluster-wide, and yet of this namespace: another target or project may have a pool of that name, too.
+    name = f"{settings.namespace}-{workload.name}"
     door = {
         "apiVersion": API_VERSION,
         "kind": "LocalQueue",
         "metadata": pod.metadata(workload.name, settings, origin),
-        "spec": {"clusterQueue": workload.name},
+        "spec": {"clusterQueue": name},
     }
-    bodies = [_cluster_wide("ClusterQueue", workload.name, settings, origin, spec=queue), door]
+    bodies = [_cluster_wide("ClusterQueue", name, settings, origin, spec=queue), door]
     return [Manifest(body, origin) for body in bodies]
 
 
 def shared(pools: Iterable[Pool], settings: Settings, origin: Origin) -> list[Manifest]:
-    """What the pools of a project have in common: flavors, cohorts and priorities, each once."""
+    """What the pools of a project have in common: flavors, cohorts and priorities, each once, unless they exist already."""
     bodies: dict[tuple[str, str], dict[str, Any]] = {}
 
     def once(kind: str, name: str, **content: Any) -> None:
         bodies.setdefault((kind, name), _cluster_wide(kind, name, settings, origin, **content))
 
     for pool in pools:
+        if pool.data.get("existing"):
+            continue
         for flavor in pool.data["flavors"]:
             nodes = {"nodeLabels": flavor.get("nodeLabels", {}), "tolerations": _tolerations(flavor)}
             once("ResourceFlavor", flavor["name"], spec=nodes)

@@ -59,6 +59,9 @@ class ResourcePoolSpec(Base):
     """Sorts of nodes, tried in this order."""
     priorities: dict[Name, int] = {}
     """Priority classes and their values."""
+    existing: bool = False
+    """The flavors, the cohort and the priorities exist already, made by another project or by hand: only the queue is made.
+    So the pools of several projects lend to each other."""
     preemption: Literal["never", "lower-priority", "reclaim"] = "reclaim"
     """Whether waiting runs stop others: never, those of lower priority, or also those that borrow."""
 
