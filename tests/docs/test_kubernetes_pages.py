@@ -1,0 +1,78 @@
+"""The rights on the pages about Kubernetes are tried: an account that has nothing else plans, applies and destroys."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.bed import crds
+from cluster.bed.controlplane import ControlPlane
+from cluster.shop import Shop
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "how-to"
+BLOCK = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+GATEWAY = "HTTPRoute"
+"""Its right stands in a sentence, for those who have a Gateway."""
+
+
+def rules(kind: str, *pages: str) -> list[dict[str, Any]]:
+    """The rules of the Roles (or ClusterRoles) on these pages, for a project that is called `shop`."""
+    blocks = [text for page in pages for text in BLOCK.findall((PAGES / page).read_text())]
+    texts = (text.replace("tumours-runtime", "shop-runtime") for text in blocks)
+    bodies = [body for text in texts for body in yaml.safe_load_all(text)]
+    return [rule for body in bodies if body.get("kind") == kind for rule in body["rules"]]
+
+
+def emitted() -> set[tuple[str, str]]:
+    """Every (apiVersion, kind) that the compiler makes for Kubernetes, by its golden files."""
+    golden = ROOT / "tests" / "golden"
+    files = [*(golden / "compile").glob("*.yaml"), *(golden / "render").glob("*.yaml")]
+    bodies = [body for file in files for body in yaml.safe_load_all(file.read_text())]
+    found = {(body["apiVersion"], body["kind"]) for body in bodies}
+    return {(version, kind) for version, kind in found if "mlspec.dev" not in version}
+
+
+@pytest.fixture
+def shop(control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A repository, and an account with the rights of both pages."""
+    crds.install(control_plane.api, "argo", "kueue")
+    namespace = control_plane.namespace("pages")
+    both = ("kubernetes.md", "gpu-pools.md")
+    token = control_plane.service_account(
+        namespace, "deployer", rules("Role", *both), cluster_rules=rules("ClusterRole", *both)
+    )
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig_for(token, namespace)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = Shop(tmp_path / "repository", control_plane, namespace)
+    made.write()
+    return made
+
+
+def test_with_these_rights_a_project_is_applied_and_destroyed(shop: Shop) -> None:
+    """The account of the pods is the hard part: nobody may give rights that they do not have, nor bind a role that is not
+    there yet."""
+    planned = shop.plan()
+    assert planned.code == 0, planned.text
+    shop.applied()
+    assert ("RoleBinding", "shop-runtime") in shop.uids()
+    removed = shop.run("destroy", "--yes")
+    assert "Removed" in removed.out, removed.text
+    assert shop.uids() == {}
+
+
+def test_with_these_rights_every_object_may_be_written(shop: Shop, tmp_path: Path) -> None:
+    """A kind that the compiler learns to make must come into the Role as well."""
+    wanted = {(version, kind) for version, kind in emitted() if kind != GATEWAY}
+    assert {"CronWorkflow", "PodDisruptionBudget", "ClusterQueue"} <= {kind for _, kind in wanted}
+    account = Path(os.environ["KUBECONFIG"])
+    cluster = shop.cluster(account, tmp_path / "discovery")
+    try:
+        assert list(cluster.forbidden(wanted)) == []
+    finally:
+        cluster.close()
