@@ -83,8 +83,8 @@ def spec(slot: str, variant: int) -> dict[str, Any]:
             }
 
 
-def repository(draw: Draw) -> Wanted:
-    """The project of a draw; resources whose references are missing are left out."""
+def repository(draw: Draw, target: Mapping[str, Any] | None = None) -> Wanted:
+    """The project of a draw on a target, this machine by default; resources whose references are missing are left out."""
     kept: dict[str, dict[str, Any]] = {}
     for slot, (kind, needs) in SLOTS.items():
         if draw[slot] and all(need in kept for need in needs):
@@ -94,14 +94,17 @@ def repository(draw: Draw) -> Wanted:
         "apiVersion": "mlspec.dev/v1alpha1",
         "kind": "Project",
         "metadata": {"name": "random"},
-        "spec": {},
+        "spec": {"targets": {"random": target or {"local": {}}}},
     }
     text = yaml.safe_dump_all([project, *kept.values()], sort_keys=False)
     loaded = load.build({"specs.yaml": text}, (), Path("/random"))
     assert loaded.project is not None, loaded.diagnostics
     entries = {"load.py:rows": "a" * 64, "train.py:train": "b" * 64}
-    code = {code_key("specs.yaml", entry): Bundle(digest, {}) for entry, digest in entries.items()}
-    return Wanted(loaded.project, loaded.project.settings.targets["local"], code)
+    code = {
+        code_key("specs.yaml", entry): Bundle(digest, {entry.partition(":")[0]: b"# never runs\n"})
+        for entry, digest in entries.items()
+    }
+    return Wanted(loaded.project, loaded.project.settings.targets["random"], code)
 
 
 def state(cluster: MemoryCluster) -> dict[Key, Any]:

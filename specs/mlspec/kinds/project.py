@@ -25,7 +25,8 @@ class FieldRule(Base):
     name: str | None = None
     """One object; all of the kind when unset."""
     field: Annotated[str, Field(min_length=1)]
-    """Path of the field, such as `spec.replicas`."""
+    """Path of the field as conflicts show it, such as `spec.replicas` or `spec.template.spec.containers[name="main"].image`;
+    the rule holds for all that is below it."""
     owner: Literal["other", "mlspec"]
     """`other`: mlspec leaves the field out; `mlspec`: mlspec takes it, whoever had it."""
 

@@ -95,13 +95,17 @@ def _read(path: Path) -> list[Document]:
 
 
 def _served(api: Api, definition: Document) -> bool:
-    """Whether discovery shows it: what follows `Established`, and far smaller to ask for than the definition."""
+    """Whether discovery shows it (what follows `Established`, and far smaller to ask for than the definition), and its
+    storage is ready: before, the API server answers 429."""
     spec = definition["spec"]
     version = next(each["name"] for each in spec["versions"] if each["storage"])
+    root, plural = f"/apis/{spec['group']}/{version}", spec["names"]["plural"]
     try:
-        served = api.request("GET", f"/apis/{spec['group']}/{version}")["resources"]
+        if not any(each["name"] == plural for each in api.request("GET", root)["resources"]):
+            return False
+        api.request("GET", f"{root}/{plural}", limit="1")
     except ApiError as error:
-        if error.status != 404:
+        if error.status not in (404, 429):
             raise
         return False
-    return any(each["name"] == spec["names"]["plural"] for each in served)
+    return True

@@ -5,6 +5,7 @@ Nothing is taken from another manager unless the project says so, field by field
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transp
 JSON = Mapping[str, Any]
 IMMUTABLE = re.compile("immutable|may not change|cannot change|updates to .* are forbidden")
 """How the server says that a field cannot be changed in place; there is no reason for it in the API."""
+_ITEM = re.compile(r'\[((?:"(?:[^"\\]|\\.)*"|[^]"])*)]')
+_KEY = re.compile(r'(\w*)=("(?:[^"\\]|\\.)*"|[^,]+)')
 
 
 class Writer:
@@ -38,10 +41,10 @@ class Writer:
 
     def complete(self, body: JSON, annotations: Mapping[str, str]) -> dict[str, Any]:
         """The body with our notes and marks."""
-        metadata = dict(body["metadata"])
+        wanted = self.wanted(body)
+        metadata = dict(wanted["metadata"])
         metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
-        metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self._project}
-        return {**self.wanted(body), "metadata": metadata}
+        return {**wanted, "metadata": metadata}
 
     def wanted(self, body: JSON) -> JSON:
         """The body without the fields that the project leaves to others."""
@@ -51,7 +54,7 @@ class Writer:
         metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self._project}
         wanted: JSON = {**body, "metadata": metadata}
         for field in left:
-            wanted = _without(wanted, field.split("."))
+            wanted = _without(wanted, field)
         return wanted
 
     def post(self, key: Key, body: JSON, **query: str) -> Answer:
@@ -121,8 +124,10 @@ class Writer:
         )
 
     def _takes(self, key: Key, field: str) -> bool:
+        if field.startswith((".metadata.annotations." + OWN, ".metadata.labels." + OWN)):
+            return True  # our own marks, which a backup or a copy has written again
         return any(
-            rule.owner == "mlspec" and _meets(rule, key) and rule.field == field.lstrip(".")
+            rule.owner == "mlspec" and _meets(rule, key) and _covers(rule.field, field.lstrip("."))
             for rule in self._fields
         )
 
@@ -133,7 +138,7 @@ def refuse(key: Key, error: errors.ApiError) -> NoReturn:
         for cause in error.causes:
             if IMMUTABLE.search(cause.message):
                 raise Immutable(cause.field, cause.message) from error
-        details = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes)
+        details = "; ".join(": ".join(filter(None, (one.field, one.message))) for one in error.causes)
         raise Refused(f"it is not valid: {details or error}") from error
     if isinstance(error, errors.NotServed):
         raise Refused(f"the cluster does not serve {key.kind} of {key.api_version}") from error
@@ -155,10 +160,39 @@ def _meets(rule: FieldRule, key: Key) -> bool:
     return bool(rule.kind == key.kind and rule.name in (None, key.name))
 
 
-def _without(body: Any, path: Sequence[str]) -> Any:
-    """A copy without the field."""
-    if not path or not isinstance(body, Mapping) or path[0] not in body:
-        return body
-    if len(path) == 1:
-        return {name: value for name, value in body.items() if name != path[0]}
-    return {**body, path[0]: _without(body[path[0]], path[1:])}
+def _covers(rule: str, field: str) -> bool:
+    """Whether a rule speaks of this field: it names the field, or something that the field is a part of."""
+    return field == rule or (field.startswith(rule) and field[len(rule)] in ".[")
+
+
+def _without(value: Any, field: str) -> Any:
+    """A copy without the field, which is written as the API server writes it in conflicts. Names may have dots in them
+    (`metadata.labels.example.org/team`), so the value itself says where a name ends."""
+    match value:
+        case Mapping():
+            for name in sorted(value, key=len, reverse=True):
+                if field == name:
+                    return {each: below for each, below in value.items() if each != name}
+                if _covers(name, field):
+                    rest = field[len(name) :].removeprefix(".")
+                    return {**value, name: _without(value[name], rest)}
+        case list() if found := _ITEM.match(field):
+            rest = field[found.end() :].removeprefix(".")
+            place = next((index for index, item in enumerate(value) if _is_item(item, found[1])), None)
+            if place is not None:
+                kept = [_without(value[place], rest)] if rest else []
+                return [*value[:place], *kept, *value[place + 1 :]]
+    return value
+
+
+def _is_item(item: Any, selector: str) -> bool:
+    """Whether an item of a list is meant by `name="main"` or, in a set, `="a"`."""
+    for name, value in _KEY.findall(selector):
+        try:
+            wanted = json.loads(value)
+        except ValueError:
+            wanted = value
+        have = item.get(name, wanted) if isinstance(item, Mapping) and name else item  # absent: a default
+        if have != wanted:
+            return False
+    return True
