@@ -93,13 +93,15 @@ Fault = Answer | Lost | Cut | Stall | Slow | Old | Events
 
 @dataclass
 class Rule:
-    """`left`: how often it will still be applied. `skip`: matching requests that pass before."""
+    """`left`: how often it will still be applied. `skip`: matching requests that pass before. `each`: once to each path."""
 
     fault: Fault
     verb: str | None
     path: re.Pattern[str]
     left: float
     skip: int
+    each: bool = False
+    met: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,10 @@ class Proxy:
         path: str = "",
         times: float = float("inf"),
         skip: int = 0,
+        each: bool = False,
     ) -> Rule:
         """Add a rule at the end; the rule can be changed (`left = 0` ends it)."""
-        rule = Rule(fault, verb, re.compile(path), times, skip)
+        rule = Rule(fault, verb, re.compile(path), times, skip, each)
         with self._lock:
             self.rules.append(rule)
         return rule
@@ -236,6 +239,9 @@ class Proxy:
                     if rule.skip > 0:
                         rule.skip -= 1
                         continue
+                    if rule.each and path.partition("?")[0] in rule.met:
+                        continue
+                    rule.met.add(path.partition("?")[0])
                     rule.left -= 1
                     fault = rule.fault
                     break

@@ -23,11 +23,14 @@ from cluster.bed.controlplane import ControlPlane
 from cluster.shop import Shop
 from mlspec_reconciler import apply
 from mlspec_reconciler.cluster import Refused, Unavailable
-from mlspec_reconciler.reconcile import Consent, Round, reconcile
+from mlspec_reconciler.reconcile import PATIENCE, Consent, Round, reconcile
 
 LONG = bool(os.environ.get("MLSPEC_LONG"))
 LASTS = 6.0 if LONG else 1.2
 """Seconds of a fault, from the first request of a phase on."""
+READS = ("GET", "LIST", "WATCH")
+RETRIED = 6 if LONG else 2
+"""Attempts of one write that the transport makes within a fault, beside one in each round."""
 VERBS = ("GET", "LIST", "PATCH", "POST", "PUT", "DELETE", "WATCH")
 FAULTS: dict[str, faults.Fault] = {
     "409": faults.Answer(409),
@@ -42,6 +45,10 @@ FAULTS: dict[str, faults.Fault] = {
     "cut in the answer": faults.Cut(within=True),
     "stall": faults.Stall(),
 }
+EACH = {
+    f"{name}, once each": FAULTS[name] for name in ("504 after it was done", "cut after it was done", "500")
+}
+"""Met by each path once: also by what waits for others."""
 EVENTS: dict[str, faults.Fault] = {
     "duplicate and stale events": faults.Events(duplicate=True, stale=True),
     "events that end in 410": faults.Events(stop=1, by="gone"),
@@ -51,19 +58,22 @@ EVENTS: dict[str, faults.Fault] = {
 }
 MATRIX = [
     *((verb, name) for verb in VERBS for name in FAULTS),
+    *((verb, name) for verb in ("", *VERBS) for name in EACH),
     *(("WATCH", name) for name in EVENTS),
     *(("", name) for name in FAULTS),  # every verb at once
 ]
-DONE_BY_MISTAKE = ("504 after it was done", "cut after it was done")
+REFUSALS = ("409", "410", "422")
+"""What the server means when it says so; all others pass, and are never shown as a failure."""
 QUICK = [
-    *(("PATCH", name) for name in ("409", "422", "500", *DONE_BY_MISTAKE)),
-    *(("POST", name) for name in ("409", "429", *DONE_BY_MISTAKE)),
+    *(("PATCH", name) for name in ("409", "422", "500", "504 after it was done")),
+    *(("POST", name) for name in ("409", "429", "cut after it was done")),
     *(("PUT", name) for name in ("409", "410", "cut after it was done")),
     *(("DELETE", name) for name in ("409", "422", "504 after it was done")),
     *(("GET", name) for name in ("410", "500", "stall")),
     *(("LIST", name) for name in ("410", "cut in the answer")),
     *(("WATCH", name) for name in ("410", "duplicate and stale events", "events that are cut")),
     *(("", name) for name in ("429", "500", "cut", "stall")),
+    *((verb, name) for verb in ("PATCH", "") for name in EACH),
 ]
 AT_ONCE = 8
 """Cells that run side by side, each in a namespace and with a proxy of its own: they mostly wait."""
@@ -97,6 +107,7 @@ class Cell:
     def __init__(self, plane: ControlPlane, folder: Path, expected: Expected, verb: str, fault: str) -> None:
         self.verb, self.fault = verb, fault
         self.expected = expected
+        self.lasts = LASTS * (2 if fault in EACH or fault in REFUSALS else 1)
         self.folder = folder
         self.shop = Shop(folder / "repository", plane, plane.namespace("fault"))
         self.wrong: list[str] = []
@@ -118,20 +129,22 @@ class Cell:
         before = shop.uids()
         proxy.seen.clear()
         deleted = len([one for one in proxy.done if one[0] == "DELETE"])
-        proxy.add({**FAULTS, **EVENTS}[self.fault], verb=self.verb or None)
-        over = threading.Timer(LASTS, proxy.clear)
+        fault = {**FAULTS, **EACH, **EVENTS}[self.fault]
+        proxy.add(fault, verb=self.verb or None, each=self.fault in EACH)
+        over = threading.Timer(self.lasts, proxy.clear)
         over.start()
         begun = time.monotonic()
-        until = begun + LASTS + 30.0
+        until = begun + self.lasts + 30.0
         commands = 0
         while time.monotonic() < until:
-            commands += 1
+            commands += bool(proxy.rules)
             try:
                 self._apply(kubeconfig, proxy)
             except Settled:
                 break
             except (Unavailable, Refused):
-                time.sleep(0.5)  # a person, or a script, tries again
+                pass
+            time.sleep(1.0)  # a person, or a script, tries again
         else:
             self.wrong.append(f"{phase}: has not settled after {until - begun:.0f} s")
         over.join()
@@ -167,6 +180,12 @@ class Cell:
 
         def report(seen: Round, outcomes: list[apply.Outcome]) -> None:
             nonlocal quiet
+            if self.fault not in REFUSALS:
+                self.wrong += [
+                    f"{one.write.verb} failed: {one.error}"
+                    for one in outcomes
+                    if one.error and not one.passing
+                ]
             quiet = 0 if outcomes or proxy.rules else quiet + 1
             if quiet >= (2 if self.verb == "WATCH" else 1):
                 raise Settled
@@ -178,7 +197,7 @@ class Cell:
                 project.workspace.lock,
                 report,
                 Consent(),
-                deadline=time.monotonic() + LASTS + 15,
+                deadline=time.monotonic() + self.lasts + 15,
             )
         finally:
             cluster.close()
@@ -188,15 +207,18 @@ class Cell:
         hit = [
             one for one in proxy.seen if one.fault is not None and not isinstance(one.fault, faults.Events)
         ]
-        lasted = LASTS + 1.0
+        lasted = self.lasts + 1.0
         fresh = TRANSPORT["concurrency"] * 2 + 4
         allowed = commands * (RETRIES["retry_burst"] + fresh) + lasted * (RETRIES["retry_rate"] + fresh)
         self._expect(
             len(hit) <= allowed, phase, f"{len(hit)} requests met the fault, allowed are {allowed:.0f}"
         )
-        total = len([one for one in proxy.seen if one.time < begun + LASTS])
-        most = TRANSPORT["burst"] + TRANSPORT["rate"] * LASTS
-        self._expect(total <= most, phase, f"{total} requests in {LASTS} s")
+        total = len([one for one in proxy.seen if one.time < begun + self.lasts])
+        most = TRANSPORT["burst"] + TRANSPORT["rate"] * self.lasts
+        self._expect(total <= most, phase, f"{total} requests in {self.lasts} s")
+        writes = Counter((one.verb, one.path) for one in hit if one.verb not in READS)
+        often = {what: count for what, count in writes.items() if count > commands * (PATIENCE + 1) + RETRIED}
+        self._expect(not often, phase, f"asked again and again: {often}")
         busiest = max(
             (sum(start <= one.time < start + 1.0 for one in hit) for start in [one.time for one in hit]),
             default=0,
