@@ -21,16 +21,19 @@ def manager(project: str) -> str:
     return f"mlspec-{project}"
 
 
-def object_of(body: JSON, parts: Parts) -> Object:
-    """As the contract of a cluster has it."""
+def object_of(body: JSON, parts: Parts, project: str) -> Object:
+    """As the contract of a cluster has it. The marks of another project, whose objects without a namespace may have our
+    names, are none to us."""
     metadata = body["metadata"]
+    foreign = (metadata.get("labels") or {}).get(f"{OWN}project", project) != project
+    marks = {} if foreign else metadata.get("annotations") or {}
     return Object(
         key_of(body),
         body,
         body.get("status") or {},
         metadata["uid"],
         metadata["resourceVersion"],
-        {name: value for name, value in (metadata.get("annotations") or {}).items() if name.startswith(OWN)},
+        {name: value for name, value in marks.items() if name.startswith(OWN)},
         deleting="deletionTimestamp" in metadata,
         parts=parts.of(body),
     )

@@ -143,7 +143,7 @@ class KubeCluster:
             body = self._find(key)
         except errors.ApiError as error:
             raise Unavailable(f"{key} cannot be read: {error}") from error
-        return None if body is None else object_of(body, self._parts_of([body]))
+        return None if body is None else object_of(body, self._parts_of([body]), self.project)
 
     def _find(self, key: Key) -> dict[str, Any] | None:
         if self._discovery.resource(key.api_version, key.kind) is None:
@@ -159,7 +159,7 @@ class KubeCluster:
         keys = self._inventory()
         found = self._read(keys)
         parts = self._parts_of(found.values())
-        objects = [object_of(body, parts) for body in found.values()]
+        objects = [object_of(body, parts, self.project) for body in found.values()]
         for body in found.values():
             if body["kind"] == secrets.SECRET:  # an admission rule may echo the live one
                 self.transport.hide(secrets.values(body))
@@ -175,14 +175,14 @@ class KubeCluster:
             return self._create_run(key, body, annotations)
         if key not in self._absent and (live := self.get(key)) is not None:
             raise Conflict(f"{key} {'is being deleted' if live.deleting else 'exists already'}")
-        answer = self._writer.apply(key, self._writer.complete(body, annotations))
         self._absent.discard(key)
+        answer = self._writer.apply(key, self._writer.complete(body, annotations), making=True)
         if answer.status == 201:
-            return object_of(answer.body, Parts(()))
+            return object_of(answer.body, Parts(()), self.project)
         if not self._was_ours(key, answer.body):
             self._writer.release(key)  # theirs stays as it was
         elif answer.attempts > 1:
-            return object_of(answer.body, Parts(()))
+            return object_of(answer.body, Parts(()), self.project)
         raise Conflict(f"{key} exists already: somebody was faster")
 
     def apply(self, body: JSON, annotations: Mapping[str, str], version: str | None = None) -> Object:
@@ -201,7 +201,7 @@ class KubeCluster:
             if version is not None:
                 complete["metadata"]["resourceVersion"] = version
             try:
-                written = object_of(self._writer.apply(key, complete).body, self._parts_of(()))
+                written = object_of(self._writer.apply(key, complete).body, self._parts_of(()), self.project)
                 if written.deleting:
                     raise Conflict(f"{key} is being deleted")
                 return written
@@ -441,7 +441,7 @@ class KubeCluster:
     def _create_run(self, key: Key, body: JSON, annotations: Mapping[str, str]) -> Object:
         complete = self._writer.complete(body, annotations)
         try:
-            return object_of(self._writer.post(key, complete).body, Parts(()))
+            return object_of(self._writer.post(key, complete).body, Parts(()), self.project)
         except errors.AlreadyExists as error:
             raise Conflict(f"{key} exists already") from error
         except errors.ApiError as error:
@@ -461,7 +461,7 @@ class KubeCluster:
                 return self._preview_run(key, complete)
             looked = live is None and key not in self._absent
             if looked and (there := self._find(key)) is not None:
-                live = object_of(there, Parts(()))
+                live = object_of(there, Parts(()), self.project)
             if live is None:
                 self._absent.add(key)
             else:
