@@ -68,15 +68,19 @@ class Writer:
             retry=False,
         )
 
-    def apply(self, key: Key, body: JSON, *, dry: bool = False) -> Answer:
-        """One server-side apply. Fields that others own are taken only where the project says so, field by field."""
+    def apply(self, key: Key, body: JSON, *, dry: bool = False, making: bool = False) -> Answer:
+        """One server-side apply. Fields that others own are taken only where the project says so, field by field.
+
+        Our own marks, which a backup or a copy has written again, are taken back; not when the object should not exist yet
+        (`making`): then another project made it.
+        """
         try:
             return self._patch(key, body, force=False, dry=dry)
         except errors.ConflictError as error:
             held = [cause for cause in error.causes if cause.reason == "FieldManagerConflict"]
             if not held:
                 raise Conflict(f"{key} has changed: {error}") from error
-            kept = [cause for cause in held if not self._takes(key, cause.field)]
+            kept = [cause for cause in held if not self._takes(key, cause.field, marks=not making)]
             if kept:
                 raise Refused(_conflict_words(kept)) from error
             try:
@@ -123,9 +127,9 @@ class Writer:
             content_type=APPLY_TYPE,
         )
 
-    def _takes(self, key: Key, field: str) -> bool:
-        if field.startswith((".metadata.annotations." + OWN, ".metadata.labels." + OWN)):
-            return True  # our own marks, which a backup or a copy has written again
+    def _takes(self, key: Key, field: str, *, marks: bool) -> bool:
+        if field.startswith((".metadata.annotations." + OWN, ".metadata.labels." + OWN)) and marks:
+            return True
         return any(
             rule.owner == "mlspec" and _meets(rule, key) and _covers(rule.field, field.lstrip("."))
             for rule in self._fields
