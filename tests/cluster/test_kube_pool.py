@@ -49,25 +49,22 @@ class Teams:
     root: Path
     plane: ControlPlane
     namespace: str
-    engine: str
+    engine: str = "job"
+    project: str = "research"
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Spec of each training job beside its data and function."""
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def pool(self, team: str) -> str:
-        """Name of a team's pool: queues have no namespace, so it is one of this test's own."""
-        return f"{team}-{self.namespace}"
 
     def write(self) -> None:
         for old in self.root.glob("*.yaml"):
             old.unlink()
         target = {"kubernetes": {"namespace": self.namespace, "image": "registry.example/runtime:1"}}
         self._file(
-            "project", "Project", "research", {"targets": {"gpus": target | {"storage": "pvc://data"}}}
+            "project", "Project", self.project, {"targets": {"gpus": target | {"storage": "pvc://data"}}}
         )
         self._file("numbers", "Dataset", "numbers", {"source": {"function": "code.py:rows"}})
         for team, spec in self.pools.items():
-            self._file(team, "ResourcePool", self.pool(team), spec)
+            self._file(team, "ResourcePool", team, spec)
         data = {
             name: {"dataset": "numbers", "label": "number", "share": share}
             for name, share in (("train", [0, 0.8]), ("test", [0.8, 1]))
@@ -83,7 +80,7 @@ class Teams:
 
     def train(self, name: str, team: str | None, gpu: int = 8, **resources: Any) -> None:
         """Declare a training job of a team."""
-        pool = {"pool": self.pool(team)} if team else {}
+        pool = {"pool": team} if team else {}
         self.jobs[name] = {"resources": {"gpu": gpu, **pool, **resources}}
 
     def wish(self, **outcomes: str) -> None:
@@ -199,19 +196,26 @@ def teams(
     """Two teams with 8 GPUs each, which they lend each other."""
     monkeypatch.setenv("KUBECONFIG", str(gpus.kubeconfig))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    namespace = gpus.namespace("teams")
-    kwok.claim(gpus.api, namespace, "data")
-    found = Teams(tmp_path / "research", gpus, namespace, getattr(request, "param", "job"))
-    found.root.mkdir()
-    flavor = {
-        "name": f"a100-{namespace}",
-        "nodeLabels": NODES,
-        "quota": {kwok.GPU: {"nominal": 8, "borrow": 8}},
-    }
+    found = project(gpus, tmp_path / "research", "research")
+    found.engine = getattr(request, "param", "job")
     for team in ("vision", "language"):
-        found.pools[team] = {"cohort": f"teams-{namespace}", "flavors": [flavor]}
+        found.pools[team] = pool(found.namespace)
     yield found
     assert "Removed" in found.mlspec("destroy", "--yes").out
+
+
+def project(plane: ControlPlane, root: Path, name: str) -> Teams:
+    """An empty repository and its namespace, with storage."""
+    namespace = plane.namespace("teams")
+    kwok.claim(plane.api, namespace, "data")
+    root.mkdir()
+    return Teams(root, plane, namespace, project=name)
+
+
+def pool(of: str) -> dict[str, Any]:
+    """Half of the 16 GPUs, in the cohort of the test whose namespace is `of`."""
+    quota = {kwok.GPU: {"nominal": 8, "borrow": 8}}
+    return {"cohort": f"teams-{of}", "flavors": [{"name": f"a100-{of}", "nodeLabels": NODES, "quota": quota}]}
 
 
 @pytest.mark.parametrize("teams", ["job", "workflow"], indirect=True)
@@ -223,10 +227,10 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
     teams.train("detector", "vision")
     teams.train("segmenter", "vision")
     teams.apply_until("both of vision's", lambda: teams.training("detector") and teams.training("segmenter"))
-    pool, lender, flavor = teams.pool("vision"), teams.pool("language"), f"a100-{teams.namespace}"
+    flavor = f"a100-{teams.namespace}"
     usage = f"ok: 16 nvidia.com/gpu of {flavor} in use (quota 8, 8 borrowed); 2 admitted, 0 waiting"
-    teams.says(pool, re.escape(usage))
-    teams.record(pool, "ready_borrows")
+    teams.says("vision", re.escape(usage))
+    teams.record(f"{teams.namespace}-vision", "ready_borrows")
 
     before = {one["metadata"]["name"]: one for one in teams.runs()}
     teams.train("translator", "language")
@@ -235,8 +239,8 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(
 
     [kept] = [name for name in ("detector", "segmenter") if teams.training(name)]
     stopped = "segmenter" if kept == "detector" else "detector"
-    quota = f"waits for quota in pool {pool}: 8 more nvidia.com/gpu of {flavor} must become free"
-    why = f"stopped because pool {lender} took back what it had lent; "
+    quota = f"waits for quota in pool vision: 8 more nvidia.com/gpu of {flavor} must become free"
+    why = f"stopped because pool {teams.namespace}-language took back what it had lent; "
     if (
         teams.engine == "workflow"
     ):  # Kueue forgets its reason with the pod, and Argo makes a pod anew that had just started
@@ -290,7 +294,6 @@ def test_status_says_why_a_run_waits_and_what_to_do(teams: Teams) -> None:
     flavor, priority = f"other-{teams.namespace}", f"high-{teams.namespace}"
     quota = {"flavors": [{"name": flavor, "nodeLabels": NODES, "quota": {kwok.GPU: {"nominal": 18}}}]}
     teams.pools = {"spare": quota | {"priorities": {priority: 100}}}
-    pool = teams.pool("spare")
     kwok.gpu_nodes(teams.plane.api, 1, product="NVIDIA-B200", name="reserved", taints=RESERVED)
     teams.wish(first="hang", urgent="hang", unpullable="image-pull", breaks="fail")
     teams.train("giant", "spare", gpu=16)
@@ -315,21 +318,57 @@ def test_status_says_why_a_run_waits_and_what_to_do(teams: Teams) -> None:
     teams.says("breaks", "^failed: .*train failed with exit code 1")
 
     # What holds quota without running is found by the pool's line; without the giant there is room.
-    teams.says(pool, rf"^ok: 17 nvidia.com/gpu of {flavor} in use \(quota 18\); 2 admitted, 0 waiting$")
+    teams.says("spare", rf"^ok: 17 nvidia.com/gpu of {flavor} in use \(quota 18\); 2 admitted, 0 waiting$")
     del teams.jobs["giant"], teams.jobs["breaks"]
     teams.train("first", "spare", gpu=8)
     teams.apply_until("the first", lambda: teams.training("first"))
     teams.train("waiting", "spare", gpu=16)
     teams.apply_until("the second", lambda: len(teams.runs()) == 5)
     teams.says(
-        "waiting", f"waits for quota in pool {pool}: 7 more nvidia.com/gpu of {flavor} must become free$"
+        "waiting", f"waits for quota in pool spare: 7 more nvidia.com/gpu of {flavor} must become free$"
     )
     teams.train("urgent", "spare", gpu=16, priority=priority)
     teams.apply_until("a stop", lambda: not teams.training("first"))
     teams.says(
         "first",
-        f"stopped for a run of higher priority; waits for quota in pool {pool}: 7 more nvidia.com/gpu",
+        "stopped for a run of higher priority; waits for quota in pool spare: 7 more nvidia.com/gpu",
     )
     teams.record("first", "waiting_for_a_run_of_higher_priority")
     print(teams.mlspec("status").out)
     teams.plane.api.delete("v1", "Node", "reserved-1")
+
+
+def test_projects_share_what_one_of_them_has_made(teams: Teams, tmp_path: Path) -> None:
+    """Teams have repositories and namespaces of their own. None may overwrite the flavors of another, and all need them."""
+    del teams.pools["language"]
+    teams.wish(detector="hang", segmenter="hang")
+    teams.write()
+    teams.mlspec("apply", "--yes", "--timeout", "0")
+    name = f"a100-{teams.namespace}"
+    flavor = teams.plane.api.get("kueue.x-k8s.io/v1beta2", "ResourceFlavor", name)
+
+    other = project(teams.plane, tmp_path / "language", "language")
+    other.pools["language"] = pool(teams.namespace)
+    other.wish(translator="hang")
+    other.write()
+    refused = other.mlspec("apply", "--yes", "--timeout", "0")
+    assert refused.code == 1
+    assert f"ResourceFlavor {name} exists already, made by" in refused.text
+    assert teams.plane.api.get("kueue.x-k8s.io/v1beta2", "ResourceFlavor", name) == flavor
+
+    other.pools["language"]["existing"] = True
+    other.apply_until("a pool", lambda: "0 admitted" in other.status().get("language", ""))
+    teams.train("detector", "vision")
+    teams.train("segmenter", "vision")
+    teams.apply_until("both of vision's", lambda: teams.training("detector") and teams.training("segmenter"))
+    other.train("translator", "language")
+    other.apply_until("the owner's run", lambda: other.training("translator"))
+    [stopped] = [name for name in ("detector", "segmenter") if not teams.training(name)]
+    teams.says(
+        stopped,
+        f"stopped because pool {other.namespace}-language took back what it had lent; waits for quota",
+    )
+    assert teams.mlspec("plan", "--detailed-exitcode").code == 0
+    other.release("translator")
+    teams.apply_until("the borrower again", lambda: teams.training(stopped))
+    assert "Removed" in other.mlspec("destroy", "--yes").out
