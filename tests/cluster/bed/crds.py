@@ -61,7 +61,10 @@ def install(api: Api, *names: str) -> list[str]:
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(lambda definition: api.apply([definition]), definitions))
     wait_for(
-        lambda: all(_served(api, definition) for definition in definitions), f"CRDs of {names}", every=0.1
+        lambda: all(_served(api, definition) for definition in definitions),
+        f"CRDs of {names}",
+        timeout=120.0,  # a machine that builds something beside takes ten times as long
+        every=0.1,
     )
     return sorted(definition["metadata"]["name"] for definition in definitions)
 
