@@ -1,4 +1,5 @@
-"""The rights on the pages about Kubernetes are tried: an account that has nothing else plans, applies and destroys."""
+"""The pages about Kubernetes are tried: the target is valid, and with the rights on them an account that has nothing else
+plans, applies and destroys."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import yaml
 from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
 from cluster.shop import Shop
+from mlspec import project
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "how-to"
@@ -76,3 +78,10 @@ def test_with_these_rights_every_object_may_be_written(shop: Shop, tmp_path: Pat
         assert list(cluster.forbidden(wanted)) == []
     finally:
         cluster.close()
+
+
+def test_the_target_is_valid() -> None:
+    """It is copied before anything else."""
+    blocks = BLOCK.findall((PAGES / "kubernetes.md").read_text())
+    [target] = [block for block in blocks if "kind: Project" in block]
+    assert project.build({"target.yaml": target}, "page").diagnostics == ()
