@@ -156,7 +156,7 @@ def reconcile(
         outcomes = _lasting(outcomes, written)
         report(seen, outcomes)
         unheard = any(one.error and one.change.reason is plan.Reason.RETRY for one in outcomes)
-        consent = replace(consent, retry=consent.retry and unheard, adopt=frozenset())
+        consent = replace(consent, retry=consent.retry and unheard)
         wrote = any(not one.error and written[one.write.verb, one.write.key] == 1 for one in outcomes)
         stuck = stuck + 1 if outcomes and not wrote else 0
         if not outcomes and not moving(seen, wanted.target):
@@ -175,10 +175,10 @@ def _lasting(outcomes: list[apply.Outcome], written: Counter[tuple[plan.Verb, Ke
     if not outcomes:
         written.clear()
     written.update((one.write.verb, one.write.key) for one in outcomes if not one.error)
-    words = "was written {} times and is not as it was applied: somebody changes it back"
+    words = "is written again and again, and is not as it was applied: somebody changes it back"
     return [
-        replace(one, error=f"{one.write.key} {words.format(count)}")
-        if not one.error and (count := written[one.write.verb, one.write.key]) >= PATIENCE
+        replace(one, error=f"{one.write.key} {words}")
+        if not one.error and written[one.write.verb, one.write.key] >= PATIENCE
         else one
         for one in outcomes
     ]

@@ -29,8 +29,6 @@ LONG = bool(os.environ.get("MLSPEC_LONG"))
 LASTS = 6.0 if LONG else 1.2
 """Seconds of a fault, from the first request of a phase on."""
 READS = ("GET", "LIST", "WATCH")
-RETRIED = 6 if LONG else 2
-"""Attempts of one write that the transport makes within a fault, beside one in each round."""
 VERBS = ("GET", "LIST", "PATCH", "POST", "PUT", "DELETE", "WATCH")
 FAULTS: dict[str, faults.Fault] = {
     "409": faults.Answer(409),
@@ -217,7 +215,10 @@ class Cell:
         most = TRANSPORT["burst"] + TRANSPORT["rate"] * self.lasts
         self._expect(total <= most, phase, f"{total} requests in {self.lasts} s")
         writes = Counter((one.verb, one.path) for one in hit if one.verb not in READS)
-        often = {what: count for what, count in writes.items() if count > commands * (PATIENCE + 1) + RETRIED}
+        retried = (
+            2 if self.fault in REFUSALS else 2 * self.lasts
+        )  # by the transport, beside one in each round
+        often = {what: count for what, count in writes.items() if count > commands * (PATIENCE + 1) + retried}
         self._expect(not often, phase, f"asked again and again: {often}")
         busiest = max(
             (sum(start <= one.time < start + 1.0 for one in hit) for start in [one.time for one in hit]),
