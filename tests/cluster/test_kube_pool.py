@@ -238,7 +238,7 @@ def test_what_was_lent_is_taken_back_and_the_borrower_finishes_later(teams: Team
     [kept] = [name for name in ("detector", "segmenter") if teams.training(name)]
     stopped = "segmenter" if kept == "detector" else "detector"
     quota = f"waits for quota in pool vision: 8 more nvidia.com/gpu of {flavor} must become free"
-    why = f"stopped because pool {teams.namespace}-language took back what it had lent; "
+    why = "stopped because pool language took back what it had lent; "
     if (
         teams.engine == "workflow"
     ):  # Kueue forgets its reason with the pod, and Argo makes a pod anew that had just started

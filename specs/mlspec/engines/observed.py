@@ -181,7 +181,10 @@ def admission(parts: Iterable[Body]) -> Trouble | None:
         message = str(conditions.get("QuotaReserved", {}).get("message") or "")
         before = ""
         if _true(conditions, "Evicted"):
-            before = f"stopped {words.stopped(evicted, conditions.get('Preempted', {}))}; "
+            why = words.stopped(
+                evicted, conditions.get("Preempted", {}), str(one["metadata"].get("namespace"))
+            )
+            before = f"stopped {why}; "
             message = "" if message == evicted.get("message") else message
         more = f": {words.quota(message)}" if message else ""
         return Trouble(State.WAITING, f"{before}waits for quota in pool {queue}{more}")

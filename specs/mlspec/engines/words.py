@@ -79,12 +79,15 @@ def quota(message: str) -> str:
     return message.strip()
 
 
-def stopped(evicted: JSON, preempted: JSON) -> str:
-    """Why Kueue stopped a run, from its conditions of these names: `because pool a took back what it had lent`."""
+def stopped(evicted: JSON, preempted: JSON, namespace: str) -> str:
+    """Why Kueue stopped a run, from its conditions of these names: `because pool a took back what it had lent`. The queue of a
+    pool is called by its namespace and the pool; of the run's own namespace that is left out."""
     reason = str(evicted.get("reason") or "")
     if reason == "Preempted" and preempted.get("reason") in _PREEMPTED:
         found = _PREEMPTOR.search(str(preempted.get("message")))
-        return _PREEMPTED[str(preempted["reason"])].format(pool=found[1] if found else "another")
+        return _PREEMPTED[str(preempted["reason"])].format(
+            pool=found[1].removeprefix(f"{namespace}-") if found else "another"
+        )
     return _EVICTED.get(reason, f"by Kueue ({reason})")
 
 
