@@ -40,6 +40,11 @@ def folder_option(command: Command) -> Command:
     return click.option("--path", default=".", type=kind, help="Folder of the project.")(command)
 
 
+def chosen(target: str | None) -> str:
+    """The option that says the same target in a command that is recommended."""
+    return f" --target {target}" if target else ""
+
+
 def colored() -> bool:
     """Whether standard output wants colours (https://no-color.org)."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ

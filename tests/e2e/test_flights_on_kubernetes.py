@@ -124,6 +124,7 @@ def test_flights_from_the_first_file_to_a_second_model(story: Story) -> None:
     first = story.apply("node")
     assert f"{GRAPH} answers at {url}" in first
     assert "Nothing changes on node" in story.apply("node")
+    assert "==> late-arrival-" in story.mlspec("logs", f"ServingGraph/{GRAPH}", "--target", "node")
 
     # The same specs on this machine: the same run, and the same predictions to the last bit.
     story.apply("laptop")

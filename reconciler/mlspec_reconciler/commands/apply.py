@@ -124,12 +124,14 @@ def command(
         more = f" and {len(late) - 3} more" if len(late) > 3 else ""
         click.echo(
             f"Not done after {show.duration(timeout)}: still under way are {names}{more}.\n"
-            "The runs go on; this goes on from there: mlspec apply",
+            f"The runs go on; this goes on from there: mlspec apply{terminal.chosen(target)}",
             err=True,
         )
         return 1
     if not seen.plan.empty:
-        click.echo(f"Done in {show.duration(time.monotonic() - started)}. Look with: mlspec status")
+        click.echo(
+            f"Done in {show.duration(time.monotonic() - started)}. Look with: mlspec status{terminal.chosen(target)}"
+        )
     return 0
 
 

@@ -48,6 +48,12 @@ def command(path: Path, target: str | None, yes: bool, orphan: bool, purge: bool
         click.echo("Nothing was applied here.")
         return 0
     place, cluster = found.workspace, found.cluster
+    if purge and not isinstance(cluster, LocalCluster):
+        words = (
+            "data of a Kubernetes target is in its storage, which only pods reach; delete its folders there"
+        )
+        click.echo(f"error[not-here]: {words}, and leave out --purge", err=True)
+        return 1
     for refusal in guards.other_cluster(place, found.target_name, cluster):
         click.echo(str(refusal), err=True)
         return 1

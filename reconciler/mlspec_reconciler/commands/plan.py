@@ -51,8 +51,8 @@ def command(path: Path, target: str | None, output: str, out: Path | None, detai
     if out is not None:
         planfile.save(out, project, seen)
         click.echo(f"Saved. Apply exactly this with: mlspec apply {out}", err=True)
-    elif output == "text" and not seen.plan.empty:
-        click.echo("Apply with: mlspec apply")
+    elif output == "text" and not seen.plan.empty and not refusals:
+        click.echo(f"Apply with: mlspec apply{terminal.chosen(target)}")
     if refusals or any(write.refusal for change in seen.plan.changes for write in change.writes):
         return 1
     return 2 if detailed_exitcode and not seen.plan.empty else 0

@@ -39,5 +39,5 @@ def command(run: str, path: Path, target: str | None, yes: bool) -> int:
         return 1
     terminal.consent(f"Stop {run}?", yes)
     found.cluster.cancel(under_way[run])
-    click.echo(f"Stopped {run}. Start it again with: mlspec apply")
+    click.echo(f"Stopped {run}. Start it again with: mlspec apply{terminal.chosen(target)}")
     return 0

@@ -57,7 +57,7 @@ YOUNG = 10.0
 RETRIES = 5
 """Writes of an object whose status changes all the time, each with the version that was read just before."""
 INSTALL = {
-    "argoproj.io": "install Argo Workflows, or choose engine: job",
+    "argoproj.io": "install Argo Workflows 3.7 (a TrainingJob can also choose engine: job)",
     "kueue.x-k8s.io": "install Kueue, or take the pool away",
     "gateway.networking.k8s.io": "install the Gateway API, or take the gateway away",
 }

@@ -113,7 +113,7 @@ class Ledger:
         return f"mlspec-{self._project}-{name}"
 
     def _body(self, name: str, document: Mapping[str, Any], sort: str) -> dict[str, Any]:
-        packed = base64.b64encode(zlib.compress(json.dumps(document, sort_keys=True).encode())).decode()
+        packed = base64.b64encode(zlib.compress(json.dumps(document).encode())).decode()
         if len(packed) > LARGEST:
             raise Refused(
                 f"{name} has {len(packed):,} bytes, a ConfigMap holds {LARGEST:,}: split the repository into projects"

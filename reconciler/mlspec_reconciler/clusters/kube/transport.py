@@ -43,7 +43,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Objects = list[dict[str, Any]]
 JSON_TYPE = "application/json"
-TEXT_TYPE = "text/plain"
+TEXT_TYPE = "text/plain, */*"
+"""What is read as text; logs are refused (406) to whoever asks for plain text alone."""
 APPLY_TYPE = "application/apply-patch+yaml"
 MERGE_TYPE = "application/merge-patch+json"
 PAGE = 500

@@ -89,7 +89,9 @@ class Writer:
                 refuse(key, again)
         except errors.NotFound as error:  # of the object only when a version was asked for
             if "resourceVersion" not in body["metadata"]:
-                raise Unavailable(f"the namespace {self._namespace} is gone: {error}") from error
+                raise Unavailable(
+                    f"{key} cannot be written, something that it needs is not there: {error}"
+                ) from error
             raise Conflict(f"{key} is gone") from error
         except errors.ApiError as error:
             refuse(key, error)
