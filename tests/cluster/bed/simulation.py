@@ -8,6 +8,7 @@ perform, and annotates the pod with a result of that subject and with the wishes
 from __future__ import annotations
 
 from cluster.bed.api import Api, Document, document
+from cluster.bed.processes import wait_for
 
 WISHES = "simulation"
 FIELDS = ("outcome", "duration", "exit-code", "message")
@@ -83,9 +84,27 @@ def install(api: Api) -> None:
 
 def wish(api: Api, namespace: str, wishes: dict[str, str]) -> None:
     """How pods go that are made from now on: `{"RESOURCE.SUBJECT.outcome": "hang"}` for the steps of one subject,
-    `{"RESOURCE.outcome": "fail"}` for all of a resource; fields as in `FIELDS`. Replaces the wishes before. A moment may
-    pass before the API server knows it."""
+    `{"RESOURCE.outcome": "fail"}` for all of a resource; fields as in `FIELDS`. Replaces the wishes before, and returns when
+    the policy follows them."""
     api.apply([document("v1", "ConfigMap", WISHES, namespace, data=wishes)])
+    key, value = next(iter(wishes.items()))
+    of, field = key.rsplit(".", 1)
+    name, _, subject = of.partition(".")
+    container = {"name": "main", "image": "runtime", "command": [RUNTIME], "args": [subject or "any"]}
+    pod = document(
+        "v1",
+        "Pod",
+        "asks",
+        namespace,
+        metadata={"labels": {"mlspec.dev/name": name}},
+        spec={"containers": [container]},
+    )
+
+    def followed() -> bool:
+        made = api.request("POST", f"/api/v1/namespaces/{namespace}/pods", pod, dryRun="All")
+        return bool((made["metadata"].get("annotations") or {}).get(f"{PREFIX}{field}") == value)
+
+    wait_for(followed, "the simulated runtime", every=0.1)
 
 
 def release(api: Api, namespace: str, resource: str) -> None:
