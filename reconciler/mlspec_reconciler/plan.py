@@ -14,16 +14,12 @@ from typing import Any
 from mlspec.compile import Compiled
 from mlspec.kind import Lowered
 from mlspec.kind_table import KINDS
-from mlspec.manifest import Key, Manifest, digest
+from mlspec.manifest import OWN, Key, Manifest, digest
 from mlspec.project import Project
 from mlspec.resource import Path, Resource
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Difference, Object
 from mlspec_reconciler.inventory import DIGEST, Entry, Inventory, is_ours, mine
-
-MARK = "mlspec.dev/"
-"""Prefix of what mlspec notes at an object: where in git it came from, and what was applied."""
-
 
 ANSWERS = ("FeatureView", "Model")
 """Kinds that hold no objects of their own while they wait: a plan shows who reads them instead."""
@@ -263,9 +259,9 @@ def _marks(manifest: Manifest, source: Mapping[str, str]) -> dict[str, str]:
     origin = manifest.origin
     return {
         DIGEST: manifest.digest,
-        f"{MARK}origin": f"{origin.mark.path}:{origin.mark.line}",
-        f"{MARK}resource": origin.resource,
-        **{f"{MARK}{name}": value for name, value in source.items()},
+        f"{OWN}origin": f"{origin.mark.path}:{origin.mark.line}",
+        f"{OWN}resource": origin.resource,
+        **{f"{OWN}{name}": value for name, value in source.items()},
     }
 
 

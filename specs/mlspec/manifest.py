@@ -14,6 +14,8 @@ from typing import Any
 from mlspec.diagnostics import Mark
 
 Body = Mapping[str, Any]
+OWN = "mlspec.dev/"
+"""Prefix of our labels and annotations."""
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -70,10 +72,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Digest of the body. Of a Secret it leaves out the values: whoever reads a digest can try passwords against it."""
-        if self.body["kind"] != "Secret":
-            return digest(self.body)
-        hidden = {
-            part: dict.fromkeys(self.body[part]) for part in ("data", "stringData") if self.body.get(part)
-        }
-        return digest({**self.body, **hidden})
+        """Digest of the body without our own annotations: a moved line in a file is no change. Of a Secret it leaves out
+        the values: whoever reads a digest can try passwords against it."""
+        body = self.body
+        metadata = body["metadata"]
+        if notes := metadata.get("annotations"):
+            others = {name: value for name, value in notes.items() if not name.startswith(OWN)}
+            body = {**body, "metadata": {**metadata, "annotations": others}}
+        if body["kind"] == "Secret":
+            hidden = {part: dict.fromkeys(body[part]) for part in ("data", "stringData") if body.get(part)}
+            body = {**body, **hidden}
+        return digest(body)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlspec.manifest import OWN
 from mlspec_reconciler.cluster import Object, key_of
 from mlspec_reconciler.clusters.kube.parts import Parts
 
 JSON = Mapping[str, Any]
-OWN = "mlspec.dev/"
-"""Prefix of our labels and annotations."""
 
 
 def manager(project: str) -> str:

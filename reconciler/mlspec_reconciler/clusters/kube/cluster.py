@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mlspec.kinds.project import KubernetesTarget
-from mlspec.manifest import Key
+from mlspec.manifest import OWN, Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import (
     STOPPED,
@@ -28,7 +28,6 @@ from mlspec_reconciler.cluster import (
 )
 from mlspec_reconciler.clusters.kube import access, errors, owned, secrets
 from mlspec_reconciler.clusters.kube.bodies import (
-    OWN,
     essence,
     made_by,
     maker,

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from mlspec.compile import readings
 from mlspec.kinds.project import FieldRule, KubernetesTarget
-from mlspec.manifest import Key
+from mlspec.manifest import OWN, Key
 from mlspec_reconciler.cluster import Conflict, Immutable, Refused, Unavailable, key_of
 from mlspec_reconciler.clusters.kube import errors
-from mlspec_reconciler.clusters.kube.bodies import OWN, manager
+from mlspec_reconciler.clusters.kube.bodies import manager
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
 
