@@ -178,7 +178,7 @@ EDITS = (
         Fate.SURVIVES,
         anything,
         lambda api, live: apply(
-            api, live, {"metadata": {"labels": {"app.kubernetes.io/managed-by": "mlspec"}}}, "copycat"
+            api, live, {"metadata": {"labels": {"app.kubernetes.io/part-of": "random"}}}, "copycat"
         ),
         lambda live: any(one["manager"] == "copycat" for one in live["metadata"]["managedFields"]),
     ),

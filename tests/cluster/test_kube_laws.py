@@ -108,7 +108,6 @@ class World:
             seen = look(self.wanted, self.cluster, consent or Consent())
             outcomes = apply.perform(seen.plan, self.wanted.project, self.cluster)
             done += outcomes
-            consent = None
             ended = acting.end_runs(self.plane.api, self.namespace)
             if not ended and all(one.error for one in outcomes):
                 return done
@@ -291,12 +290,7 @@ def test_a_new_revision_goes_over_the_deeds_of_others(
     }
     world.draw = second
     consent = world.agree(choices)
-    wanted = {
-        f"{manifest.key.kind}/{manifest.key.name}"
-        for manifest in look(world.wanted, world.cluster).compiled.manifests
-    }
-    adopted = Consent(adopt=consent.adopt & wanted)
-    assert not [one.error for one in world.apply(adopted) if one.error]
+    assert not [one.error for one in world.apply(consent) if one.error]
     traces(world)
     quiet(world)
     for key, uid in theirs.items():
