@@ -36,9 +36,7 @@ KUBERNETES: Mapping[type, Mapping[str, Engine]] = {
 ENGINES: Mapping[str, Mapping[type, Mapping[str, Engine]]] = {"local": LOCAL, "kubernetes": KUBERNETES}
 """Target -> sort of workload -> engine that the user named -> engine."""
 
-ON_THIS_MACHINE = (
-    "its files are on this machine, where pods cannot read them; read them by a function from where pods reach them"
-)
+ON_THIS_MACHINE = "its files are on this machine, where pods cannot read them; read them by a function from where pods reach them"
 
 
 @dataclass(frozen=True, slots=True)
