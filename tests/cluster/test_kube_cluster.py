@@ -152,6 +152,51 @@ class TestKube(Contract):
             assert now.content == was.content
         other.close()
 
+    def test_what_others_decide_about_from_now_on_keeps_its_value(
+        self, cluster: KubeCluster, plane: ControlPlane, discovered: Path
+    ) -> None:
+        """A service of three replicas that gets an autoscaler must not be one of one replica until that looks for the first
+        time, and a rule that leaves a field to others must not empty it."""
+        fixed = deployment(cluster.namespace, replicas=3)
+        scaled = deployment(cluster.namespace)
+        cluster.create(fixed, DIGEST)
+        self.announce(cluster, key_of(fixed))
+        [live] = cluster.list()
+        [preview] = cluster.preview([(scaled, OTHER, live)])
+        assert [one.path for one in preview.differences] == []
+        assert cluster.apply(scaled, OTHER, live.version).body["spec"]["replicas"] == 3
+        [live] = cluster.list()
+        assert cluster.holds(scaled, live)
+        path = f"{plane.api.path(live.body | {'apiVersion': 'apps/v1', 'kind': 'Deployment'})}/scale"
+        plane.api.request(
+            "PATCH", path, {"spec": {"replicas": 5}}, content_type="application/merge-patch+json"
+        )
+        [live] = cluster.list()
+        assert cluster.holds(scaled, live)
+        assert cluster.apply(fixed, OTHER, live.version).body["spec"]["replicas"] == 3
+
+        image = 'spec.template.spec.containers[name="main"].image'
+        rule = {"kind": "Deployment", "field": image, "owner": "other"}
+        target = KubernetesTarget.model_validate({"namespace": cluster.namespace, "fields": [rule]})
+        left = KubeCluster(cluster.transport, Discovery(cluster.transport, discovered), target, "contract")
+        [live] = left.list()
+        assert left.holds(fixed, live) is False
+        assert (
+            left.apply(fixed, OTHER, live.version).body["spec"]["template"]["spec"]["containers"][0]["image"]
+            == "a:1"
+        )
+        [live] = left.list()
+        assert left.holds(fixed, live)
+        assert "f:image" not in str(_owners(live))
+
+
+def deployment(namespace: str, **spec: Any) -> dict[str, Any]:
+    """A Deployment whose pods nobody starts."""
+    labels = {"app": "a"}
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "a:1"}]}}
+    spec |= {"selector": {"matchLabels": labels}, "template": pod}
+    return document("apps/v1", "Deployment", "a", namespace, spec=spec)
+
 
 def key_row(key: Key) -> list[str]:
     """A key as the inventory writes it."""

@@ -190,24 +190,25 @@ class KubeCluster:
         complete = self._writer.complete(body, annotations)
         if (seen := self._seen.get(key)) is not None:
             self.transport.hide(secrets.values(seen.body))
+        live = None
         if version is not None:
             # By the version alone the API server would make the object anew when it is gone.
-            known = self._seen.get(key) or self.get(key)
-            if known is None:
+            live = seen if seen is not None and seen.version == version else self.get(key)
+            if live is None:
                 raise Conflict(f"{key} is gone")
-            complete["metadata"]["uid"] = known.uid
+            complete["metadata"]["uid"] = live.uid
         for _ in range(RETRIES):
-            if version is not None:
-                complete["metadata"]["resourceVersion"] = version
             try:
+                if live is not None and version is not None:
+                    version = self._writer.let_go(body, live.body, version)
+                    complete["metadata"]["resourceVersion"] = version
                 written = object_of(self._writer.apply(key, complete).body, self._parts_of(()), self.project)
                 if written.deleting:
                     raise Conflict(f"{key} is being deleted")
                 return written
             except Conflict:
                 live = self.get(key) if version is not None else None
-                before = self._seen.get(key)
-                if live is None or before is None or live.deleting or live.content != before.content:
+                if live is None or seen is None or live.deleting or live.content != seen.content:
                     raise
                 version = live.version  # only its status moved
         raise Conflict(f"{key} has changed {RETRIES} times while it was written")
@@ -455,6 +456,7 @@ class KubeCluster:
     def _preview(self, body: JSON, annotations: Mapping[str, str], live: Object | None) -> Preview:
         key = key_of(body)
         complete = self._writer.complete(body, annotations)
+        foreign = ""
         try:
             if self._writer.is_run(key):
                 return self._preview_run(key, complete)
@@ -467,21 +469,23 @@ class KubeCluster:
                 self.transport.hide(secrets.values(live.body))
                 same = live.annotations.get(OWN + "resource") == annotations.get(OWN + "resource")
                 if not same and (looked or not live.annotations):
-                    return Preview(foreign=maker(live.body, self.manager))
+                    foreign = maker(live.body, self.manager)
             answer = self._writer.apply(key, complete, dry=True)
         except Immutable as error:
-            return Preview(forced_by=error.field)
+            return Preview(forced_by=error.field, foreign=foreign)
         except (Refused, Conflict) as error:
-            return Preview(refusal=str(error))
+            return Preview(refusal=str(error), foreign=foreign)
         if live is None:
             return Preview()
         if essence(answer.body) == essence(live.body):
-            return Preview(changes=False)
-        found = owned.differences(self._writer.wanted(body), live.body, self.manager)
+            return Preview(changes=False, foreign=foreign)
+        before = self._writer.after_let_go(body, live.body)
+        found = owned.differences(self._writer.wanted(body), before, self.manager)
         return Preview(
             differences=tuple(
                 Difference(path, _shown(key, path, old), _shown(key, path, new)) for path, old, new in found
-            )
+            ),
+            foreign=foreign,
         )
 
     def _preview_run(self, key: Key, body: JSON) -> Preview:

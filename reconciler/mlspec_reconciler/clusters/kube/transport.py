@@ -47,6 +47,7 @@ TEXT_TYPE = "text/plain, */*"
 """What is read as text; logs are refused (406) to whoever asks for plain text alone."""
 APPLY_TYPE = "application/apply-patch+yaml"
 MERGE_TYPE = "application/merge-patch+json"
+PATCH_TYPE = "application/json-patch+json"
 PAGE = 500
 """Objects per page of a list: what kubectl and client-go use."""
 _CONNECT = 10.0

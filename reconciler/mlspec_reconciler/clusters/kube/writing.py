@@ -5,25 +5,25 @@ Nothing is taken from another manager unless the project says so, field by field
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NoReturn
 
 from mlspec.compile import readings
 from mlspec.kinds.project import FieldRule, KubernetesTarget
 from mlspec.manifest import OWN, Key
 from mlspec_reconciler.cluster import Conflict, Immutable, Refused, Unavailable, key_of
-from mlspec_reconciler.clusters.kube import errors
+from mlspec_reconciler.clusters.kube import errors, fieldpaths
 from mlspec_reconciler.clusters.kube.bodies import manager
 from mlspec_reconciler.clusters.kube.discovery import Discovery
-from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Answer, Transport
+from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, PATCH_TYPE, Answer, Transport
 
 JSON = Mapping[str, Any]
 IMMUTABLE = re.compile("immutable|may not change|cannot change|updates to .* are forbidden")
 """How the server says that a field cannot be changed in place; there is no reason for it in the API."""
-_ITEM = re.compile(r'\[((?:"(?:[^"\\]|\\.)*"|[^]"])*)]')
-_KEY = re.compile(r'(\w*)=("(?:[^"\\]|\\.)*"|[^,]+)')
+SIZES = {"Deployment": "spec.replicas"}
+"""Kind -> field that an autoscaler takes over where we have set it before."""
 
 
 class Writer:
@@ -49,13 +49,70 @@ class Writer:
     def wanted(self, body: JSON) -> JSON:
         """The body without the fields that the project leaves to others."""
         key = key_of(body)
-        left = [rule.field for rule in self._fields if rule.owner == "other" and _meets(rule, key)]
         metadata = dict(body["metadata"])
         metadata["labels"] = {**(metadata.get("labels") or {}), OWN + "project": self._project}
         wanted: JSON = {**body, "metadata": metadata}
-        for field in left:
-            wanted = _without(wanted, field)
+        for field in self._left(key):
+            wanted = fieldpaths.without(wanted, field)
         return wanted
+
+    def let_go(self, body: JSON, live: JSON, version: str) -> str:
+        """Stop to own what others decide about from now on, and leave its value: an apply without it would take the value
+        away, and a Deployment of ten replicas would be one of one until its autoscaler looks. Returns the new version.
+
+        https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership
+        """
+        key = key_of(body)
+        steps = [
+            {"op": "remove", "path": f"/metadata/managedFields/{number}/fieldsV1{fieldpaths.pointer(place)}"}
+            for number, place in self._lost(body, live)
+        ]
+        if not steps:
+            return version
+        same = {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
+        try:
+            answer = self._transport.request(
+                "PATCH",
+                self._discovery.path(key.api_version, key.kind, key.namespace, key.name),
+                query={"fieldManager": self._manager},
+                body=[same, *steps],
+                content_type=PATCH_TYPE,
+            )
+        except (errors.ConflictError, errors.NotFound) as error:
+            raise Conflict(f"{key} has changed: {error}") from error
+        except errors.ApiError as error:
+            refuse(key, error)
+        return str(answer.body["metadata"]["resourceVersion"])
+
+    def after_let_go(self, body: JSON, live: JSON) -> JSON:
+        """The live object as it will be then."""
+        if not (lost := self._lost(body, live)):
+            return live
+        live = deepcopy(dict(live))
+        for number, place in lost:
+            fields = live["metadata"]["managedFields"][number]["fieldsV1"]
+            for step in place[:-1]:
+                fields = fields[step]
+            del fields[place[-1]]
+        return live
+
+    def _lost(self, body: JSON, live: JSON) -> list[tuple[int, list[str]]]:
+        """Number of our entry in managedFields, and the place in its FieldsV1, of all that we own and others decide about."""
+        size = SIZES.get(body["kind"])
+        fields = self._left(key_of(body))
+        if size is not None and size not in fields and fieldpaths.without(body, size) == body:
+            fields.append(size)
+        entries = enumerate(live["metadata"].get("managedFields") or ())
+        return [
+            (number, place)
+            for number, entry in entries
+            if entry["manager"] == self._manager and entry["operation"] == "Apply"
+            for field in fields
+            if (place := fieldpaths.owned(entry["fieldsV1"], field)) is not None
+        ]
+
+    def _left(self, key: Key) -> list[str]:
+        return [rule.field for rule in self._fields if rule.owner == "other" and _meets(rule, key)]
 
     def post(self, key: Key, body: JSON, **query: str) -> Answer:
         """Create a run. It is not repeated when it is not known what became of it. Raises `errors.ApiError`."""
@@ -133,7 +190,7 @@ class Writer:
         if field.startswith((".metadata.annotations." + OWN, ".metadata.labels." + OWN)) and marks:
             return True
         return any(
-            rule.owner == "mlspec" and _meets(rule, key) and _covers(rule.field, field.lstrip("."))
+            rule.owner == "mlspec" and _meets(rule, key) and fieldpaths.covers(rule.field, field.lstrip("."))
             for rule in self._fields
         )
 
@@ -164,41 +221,3 @@ def _conflict_words(causes: Sequence[errors.Cause]) -> str:
 
 def _meets(rule: FieldRule, key: Key) -> bool:
     return bool(rule.kind == key.kind and rule.name in (None, key.name))
-
-
-def _covers(rule: str, field: str) -> bool:
-    """Whether a rule speaks of this field: it names the field, or something that the field is a part of."""
-    return field == rule or (field.startswith(rule) and field[len(rule)] in ".[")
-
-
-def _without(value: Any, field: str) -> Any:
-    """A copy without the field, which is written as the API server writes it in conflicts. Names may have dots in them
-    (`metadata.labels.example.org/team`), so the value itself says where a name ends."""
-    match value:
-        case Mapping():
-            for name in sorted(value, key=len, reverse=True):
-                if field == name:
-                    return {each: below for each, below in value.items() if each != name}
-                if _covers(name, field):
-                    rest = field[len(name) :].removeprefix(".")
-                    return {**value, name: _without(value[name], rest)}
-        case list() if found := _ITEM.match(field):
-            rest = field[found.end() :].removeprefix(".")
-            place = next((index for index, item in enumerate(value) if _is_item(item, found[1])), None)
-            if place is not None:
-                kept = [_without(value[place], rest)] if rest else []
-                return [*value[:place], *kept, *value[place + 1 :]]
-    return value
-
-
-def _is_item(item: Any, selector: str) -> bool:
-    """Whether an item of a list is meant by `name="main"` or, in a set, `="a"`."""
-    for name, value in _KEY.findall(selector):
-        try:
-            wanted = json.loads(value)
-        except ValueError:
-            wanted = value
-        have = item.get(name, wanted) if isinstance(item, Mapping) and name else item  # absent: a default
-        if have != wanted:
-            return False
-    return True
