@@ -11,12 +11,14 @@ import io
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
 from mlspec.compile import Compiled, compile
 from mlspec.kinds.project import Target
@@ -221,6 +223,13 @@ class Shop:
             yield cluster
         finally:
             cluster.close()
+
+
+@cache
+def with_runs(plane: ControlPlane) -> ControlPlane:
+    """With the definitions of our runs; several files of tests share it."""
+    crds.install(plane.api, "argo")
+    return plane
 
 
 def emit(monkeypatch: pytest.MonkeyPatch, *bodies: Mapping[str, Any]) -> None:

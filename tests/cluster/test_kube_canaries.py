@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import wait_for
-from cluster.shop import Done, Shop, emit
+from cluster.shop import Done, Shop, emit, with_runs
 from mlspec_reconciler.clusters.kube import secrets as hidden
 from mlspec_reconciler.clusters.kube.ledger import _unpack
 
@@ -75,8 +74,9 @@ def shop(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "crash"))
     for name in ("urllib3", "kubernetes", "mlspec", "mlspec_reconciler"):
         caplog.set_level(logging.DEBUG, logger=name)
-    crds.install(control_plane.api, "argo")
-    shop = Shop(tmp_path / "repository", control_plane, control_plane.namespace("canary"), datasets=())
+    shop = Shop(
+        tmp_path / "repository", with_runs(control_plane), control_plane.namespace("canary"), datasets=()
+    )
     shop.write()
     yield shop
     for kind in ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"):

@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from cluster import faults
-from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
-from cluster.shop import Shop
+from cluster.shop import Shop, with_runs
 from mlspec_reconciler import apply
 from mlspec_reconciler.cluster import Refused, Unavailable
 from mlspec_reconciler.reconcile import PATIENCE, Consent, Round, reconcile
@@ -251,8 +250,7 @@ def _created(proxy: faults.Proxy) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plane(control_plane: ControlPlane) -> ControlPlane:
-    crds.install(control_plane.api, "argo")
-    return control_plane
+    return with_runs(control_plane)
 
 
 def test_no_fault_of_the_server_destroys_or_repeats_anything(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
-from cluster.shop import Done, Shop, emit
+from cluster.shop import Done, Shop, emit, with_runs
 
 
 @pytest.fixture(autouse=True)
@@ -19,16 +18,10 @@ def user(control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def plane(control_plane: ControlPlane) -> ControlPlane:
-    crds.install(control_plane.api, "argo")
-    return control_plane
-
-
 @pytest.fixture
-def shop(plane: ControlPlane, tmp_path: Path) -> Shop:
+def shop(control_plane: ControlPlane, tmp_path: Path) -> Shop:
     """A repository whose next revision updates a graph and removes the other one."""
-    made = Shop(tmp_path / "repository", plane, plane.namespace("saved"))
+    made = Shop(tmp_path / "repository", with_runs(control_plane), control_plane.namespace("saved"))
     made.applied()
     made.sizes = {"front": 4}
     made.graphs = ("front",)
