@@ -366,6 +366,9 @@ def _essence(live: Document, namespace: str) -> str:
         spec = {**spec, "spec": {**spec["spec"], "clusterIP": "", "clusterIPs": []}}
     text = json.dumps([spec, kept, mine], sort_keys=True)
     text = re.sub(r'("mlspec.dev/digest": )"\w*"', r"\1 DIGEST", text)  # of a body with its namespace
+    text = re.sub(
+        r'("deployment.kubernetes.io/revision": )"\d*"', r"\1 COUNT", text
+    )  # of rollouts on the way
     return re.sub(rf"\b{namespace}\b", "NAMESPACE", text)
 
 
