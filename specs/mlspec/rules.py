@@ -1,4 +1,4 @@
-"""Rules that several kinds share at link time: cron, time zones, parameters, lengths of names.
+"""Rules that several kinds share at link time: images, cron, time zones, parameters, lengths of names.
 
 The `check` functions of `mlspec.kinds` and `mlspec.project` call them. Each yields problems with paths from the root.
 """
@@ -15,6 +15,22 @@ from zoneinfo import ZoneInfo
 
 from mlspec.diagnostics import Problem, did_you_mean, listed
 from mlspec.resource import Path, Resource
+
+# Images
+
+
+def image(name: str, path: Path) -> Iterator[Problem]:
+    """A container image that stays the same: two pods of one run must not run different code."""
+    tag = name.rpartition("/")[2].partition(":")[2]
+    if "@sha256:" not in name and tag in ("", "latest"):
+        yield Problem(
+            "moving-image",
+            f"the image {name} may be another one tomorrow, and no plan would show it",
+            path,
+            "name it by digest: NAME@sha256:..., or at least by a tag that stays",
+            severity="warning",
+        )
+
 
 # Schedules
 

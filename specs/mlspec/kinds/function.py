@@ -46,8 +46,11 @@ class FunctionSpec(Base):
 
 
 def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
-    """The parameters are JSON Schemas."""
-    for name, schema in cast(FunctionSpec, resource.spec).parameters.items():
+    """The parameters are JSON Schemas, and the image stays the same."""
+    spec = cast(FunctionSpec, resource.spec)
+    if spec.image is not None:
+        yield from rules.image(spec.image, ("spec", "image"))
+    for name, schema in spec.parameters.items():
         yield from rules.schema(schema, ("spec", "parameters", name))
 
 

@@ -104,7 +104,7 @@ class ProjectSpec(Base):
 
 
 def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
-    """There is a target, the default is one of them, and nothing is set that a local target would ignore."""
+    """There is a target, the default is one of them, nothing is set that a local target would ignore, and images stay."""
     spec = cast(ProjectSpec, resource.spec)
     if not spec.targets:
         yield Problem(
@@ -127,3 +127,5 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
                 "remove storage",
                 on_key=True,
             )
+        if target.kubernetes is not None and "image" in target.kubernetes.model_fields_set:
+            yield from rules.image(target.kubernetes.image, ("spec", "targets", name, "kubernetes", "image"))
