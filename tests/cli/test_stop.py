@@ -46,7 +46,7 @@ def test_a_run_is_stopped_and_counts_as_failed(tmp_path: Path) -> None:
             listed = json.loads(mlspec(tmp_path, "runs", "--output", "json").stdout)["runs"]
             phases = [one["phase"] for one in listed]
         assert phases == ["failed"]
-        assert "Dataset/slow" in mlspec(tmp_path, "status").stdout
+        assert "slow.yaml:1; next: mlspec logs Dataset/slow" in mlspec(tmp_path, "status").stdout
         assert mlspec(tmp_path, "stop", name, "--yes").returncode == 1  # it is not under way any more
     finally:
         mlspec(tmp_path, "destroy", "--yes", "--purge")

@@ -367,6 +367,7 @@ def test_what_others_made_is_taken_over_only_by_name(shop: Shop) -> None:
     assert "--adopt Service/back" in done.out
     done = shop.apply()
     assert done.code == 1
+    assert "  x ServingGraph/back (back.yaml:1): Service back exists already" in done.out, done.text
     assert shop.live("Service", "back")["metadata"].get("annotations") is None, "not even our marks"
     assert "is taken over" in (done := shop.apply("--adopt", "Service/back")).out, done.text
     live = shop.live("Service", "back")

@@ -113,7 +113,7 @@ def command(
     for line in status.lines(wanted.project.order, end, wanted.target):
         if line.word in ("failed", "degraded") and line.sentence not in told:
             failures.append(line.sentence)
-            click.echo(f"  x {line.resource}: {line.sentence}\n    {line.next}")
+            click.echo(f"  x {line.resource}: {line.sentence}\n    {line.way}")
     if failures:
         click.echo(
             "Not everything is as the specs say. What does not depend on the failures is done.", err=True

@@ -11,13 +11,16 @@ from rich.status import Status
 
 from mlspec.compile import readings
 from mlspec.engine import Live
-from mlspec.health import State
+from mlspec.health import Health, State
 from mlspec.kinds.project import Target
+from mlspec.manifest import OWN
 from mlspec_reconciler.apply import Outcome
+from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.plan import Verb, Write
 from mlspec_reconciler.reconcile import Round, health
 from mlspec_reconciler.show.plan import duration
 
+ORIGIN = OWN + "origin"
 WORDS = {
     Verb.CREATE: "created",
     Verb.APPLY: "changed",
@@ -63,11 +66,11 @@ class Progress:
         """Print what is new since the round before. What passes by itself is not worth a line."""
         self._objects(seen)
         before = self._refused
-        self._refused = [f"{one.change.resource}: {one.error}" for one in outcomes if one.error]
+        self._refused = [_words(one) for one in outcomes if one.error]
         for outcome in outcomes:
             what = outcome.write.key
             if outcome.error:
-                words = f"{outcome.change.resource}: {outcome.error}"
+                words = _words(outcome)
                 if not outcome.passing and words not in before:
                     self._say(f"  x {words}")
             elif outcome.write.manifest is not None and outcome.write.manifest.title:
@@ -95,9 +98,9 @@ class Progress:
                 continue
             if read.run is not None:
                 title = self._titles.get(one.key.name, one.key.name)
-                self._run(one.key.name, title, found.state, found.sentence, before)
+                self._run(one, title, found, before)
             elif before is not None and before[0] is not found.state and read.url is not None:
-                self._service(one.key.name, found.state, read.url(one.live) or found.sentence, found.sentence)
+                self._service(one, found, read.url(one.live) or found.sentence)
 
     def _is_record(self, write: Write) -> bool:
         read = self._reads.get(write.key.kind)
@@ -105,28 +108,30 @@ class Progress:
             return False
         return bool(read.record(Live(write.manifest.body, {})))
 
-    def _run(
-        self, name: str, title: str, state: State, sentence: str, before: tuple[State, str] | None
-    ) -> None:
-        if name not in self._started or (before is not None and before[0] is state):
+    def _run(self, live: Object, title: str, found: Health, before: tuple[State, str] | None) -> None:
+        name = live.key.name
+        if name not in self._started or (before is not None and before[0] is found.state):
             return
         took = duration(time.monotonic() - self._started[name])
-        match state:
+        match found.state:
             case State.READY:
                 self._say(f"  > {title} ({name}) done in {took}")
             case State.FAILED:
-                self._fail(f"{title} ({name}) failed: {sentence}\n    mlspec logs {name}")
+                self._fail(f"{title} ({name}) failed: {found.sentence}", live, name)
             case State.PROGRESSING:
                 self._say(f"  > {title} ({name}) ...")
 
-    def _service(self, name: str, state: State, url: str, sentence: str) -> None:
-        match state:
+    def _service(self, live: Object, found: Health, url: str) -> None:
+        match found.state:
             case State.READY:
-                self._say(f"  + {name} answers at {url}")
+                self._say(f"  + {live.key.name} answers at {url}")
             case State.FAILED:
-                self._fail(f"{name}: {sentence}\n    mlspec logs ServingGraph/{name}")
+                words = f"{live.key.name}: {found.sentence}"
+                self._fail(words, live, live.annotations.get(f"{OWN}resource", live.key.name))
 
-    def _fail(self, words: str) -> None:
+    def _fail(self, words: str, live: Object, logs: str) -> None:
+        way = "; ".join(filter(None, (live.annotations.get(ORIGIN), f"next: mlspec logs {logs}")))
+        words = f"{words}\n    {way}"
         self.failures.append(words)
         self._say(f"  x {words}")
 
@@ -141,6 +146,12 @@ class Progress:
     def _repeats(self, name: str) -> bool:
         read = self._reads.get(name.split(" ", 1)[0])
         return read is not None and read.result is not None
+
+
+def _words(outcome: Outcome) -> str:
+    """What was refused, with the place in git that asked for it."""
+    place = outcome.write.marks.get(ORIGIN, "")
+    return f"{outcome.change.resource}{f' ({place})' if place else ''}: {outcome.error}"
 
 
 def _spinner() -> Status:

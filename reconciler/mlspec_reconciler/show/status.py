@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlspec.compile import Compiled, readings
@@ -32,6 +32,14 @@ class Line:
     resource: str
     sentence: str
     next: str = ""
+    place: str = ""
+    """`file:line` of the spec."""
+
+    @property
+    def way(self) -> str:
+        """Where to look and what to do, for what needs somebody."""
+        place = self.place if self.word in ATTENTION else ""
+        return "; ".join(filter(None, (place, f"next: {self.next}" if self.next else "")))
 
 
 def lines(order: Sequence[Resource], seen: Round, target: Target) -> list[Line]:
@@ -40,7 +48,7 @@ def lines(order: Sequence[Resource], seen: Round, target: Target) -> list[Line]:
     for one in seen.objects:
         owners.setdefault(one.annotations.get("mlspec.dev/resource", ""), []).append(one)
     return [
-        line
+        replace(line, place=f"{resource.mark.path}:{resource.mark.line}")
         for resource in order
         if (line := _line(resource, owners.get(resource.id, []), seen.compiled, seen.plan, target))
         is not None
@@ -166,8 +174,8 @@ def text(rows: Sequence[Line], headline: str, color: bool) -> str:
         word = f"{row.word:<8}"
         shown = f"\x1b[{colors.get(row.word, '31')}m{word}\x1b[0m" if color else word
         out.append(f"  {shown} {row.resource:<{width}}  {row.sentence}".rstrip())
-        if row.next:
-            out.append(f"  {'':8} {'':<{width}}  next: {row.next}")
+        if row.way:
+            out.append(f"  {'':8} {'':<{width}}  {row.way}")
     return "\n".join(out)
 
 
