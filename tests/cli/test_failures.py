@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from cli.shell import mlspec
 
 SPEC = """\
 apiVersion: mlspec.dev/v1alpha1
@@ -16,11 +15,6 @@ spec:
   source: {function: "load.py:rows"}
 """
 LOAD = "def rows():\n    raise ValueError('no file today')\n"
-
-
-def mlspec(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlspec_reconciler.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120)
 
 
 def test_a_failed_run_points_back_into_the_specs(tmp_path: Path) -> None:

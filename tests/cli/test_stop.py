@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from cli.shell import mlspec
 
 SPECS = """\
 apiVersion: mlspec.dev/v1alpha1
@@ -16,11 +15,6 @@ metadata: {name: slow}
 spec: {source: {function: "load.py:rows"}}
 """
 SLOW = "import time\n\ndef rows():\n    time.sleep(600)\n"
-
-
-def mlspec(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlspec_reconciler.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120)
 
 
 def test_a_run_is_stopped_and_counts_as_failed(tmp_path: Path) -> None:
