@@ -64,13 +64,14 @@ def opened(path: Path, target: str | None) -> tuple[Opened, Wanted]:
 
 def locator(wanted: Wanted) -> show.Locate:
     """Where a field of a resource's spec stands in git."""
-    resources = {resource.id: resource for resource in wanted.project.order}
+    project = wanted.project
+    resources = {resource.id: resource for resource in [*project.catalog.of("Project"), *project.order]}
 
     def place(resource: str, path: FieldPath) -> Mark | None:
         found = resources.get(resource)
         if found is None:
             return None
-        return wanted.project.locate(found, ("spec", *path)) if path else found.mark
+        return project.locate(found, ("spec", *path)) if path else found.mark
 
     return place
 
