@@ -46,6 +46,8 @@ class Module:
     """`-X` link flags: without them kube-apiserver reports v0.0.0-master and clients refuse its version."""
     missing_links: Mapping[str, str] = field(default_factory=dict)
     """Symlinks of the repository, which module zips drop: link -> target, both inside `upstream`."""
+    missing_files: Mapping[str, str] = field(default_factory=dict)
+    """What upstream's build makes by other tools, with what stands in for it."""
     edits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Text to replace in files of `upstream`: what no flag of the program can change."""
 
@@ -84,6 +86,8 @@ MODULES = {
                     "workflow/executor/osspecific/signal_darwin.go"
                 )
             },
+            # The server carries its web pages, which nobody looks at here.
+            missing_files={"ui/dist/app/index.html": "<p>not built</p>\n"},
         ),
         Module(
             "kueue",
@@ -107,6 +111,7 @@ BINARIES = {
         "argo", "github.com/argoproj/argo-workflows/v3/cmd/workflow-controller", 238
     ),
     "argoexec": Binary("argo", "github.com/argoproj/argo-workflows/v3/cmd/argoexec", 22),
+    "argo": Binary("argo", "github.com/argoproj/argo-workflows/v3/cmd/argo", 60),
     "kueue": Binary("kueue", "sigs.k8s.io/kueue/cmd/kueue", 331),
     "kubelet": Binary("kubernetes", "k8s.io/kubernetes/cmd/kubelet", 35),
     "kube-proxy": Binary("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", 29),
@@ -123,7 +128,7 @@ GROUPS = {
         "kubectl",
         "kwok",
     ),
-    "controllers": ("workflow-controller", "kueue"),
+    "controllers": ("workflow-controller", "argo", "kueue"),
     "node": ("argoexec", "kubelet", "kube-proxy", "coredns"),
 }
 
@@ -202,7 +207,7 @@ def _folder(module: Module) -> str:
     digest = hashlib.sha256()
     for file in ("go.mod", "go.sum"):
         digest.update((GO_MODULES / module.folder / file).read_bytes())
-    repairs = [*module.missing_links.items(), *module.edits.items()]
+    repairs = [*module.missing_links.items(), *module.missing_files.items(), *module.edits.items()]
     digest.update(" ".join([*_flags(module), *map(str, repairs)]).encode())
     return f"{module.folder}-{_version(module)}-{digest.hexdigest()[:10]}"
 
@@ -254,19 +259,20 @@ def _repaired(module: Module, scratch: Path) -> list[str]:
     copied and a go.mod of the scratch folder points at the copy. The copy stands at one path: Go's build cache then serves
     the second binary.
     """
-    if not module.missing_links and not module.edits:
+    if not module.missing_links and not module.missing_files and not module.edits:
         return []
     source = cache_root() / "src" / _folder(module)
     if not source.exists():
         original = module_folder(module.upstream, _version(module))
         half = scratch / "src"
-        shutil.copytree(
-            original, half, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("ui", "docs")
-        )
+        shutil.copytree(original, half, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("docs"))
         for folder in (half, *(path for path in half.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
         for link, points_at in module.missing_links.items():
             shutil.copyfile(half / points_at, half / link)
+        for file, text in module.missing_files.items():
+            (half / file).parent.mkdir(parents=True)
+            (half / file).write_text(text)
         for file, (old, new) in module.edits.items():
             text = (half / file).read_text()
             if old not in text:

@@ -6,6 +6,7 @@ Both come with their CRDs (`crds`) and nothing else of their upstream installati
 from __future__ import annotations
 
 import base64
+import ssl
 
 import httpx
 import yaml
@@ -75,6 +76,32 @@ def start_argo(plane: ControlPlane, *, executor_image: str = "localhost/argoexec
     return server
 
 
+def start_argo_server(plane: ControlPlane, *, address: str = "127.0.0.1") -> str:
+    """The Argo Server, which takes the tokens of the API server; its URL, with a certificate of the plane's authority
+    (`plane.authority.bundle`). It stops with `plane`, whose Argo controller must run."""
+    (port,) = free_ports(1)
+    pair = plane.authority.issue("argo-server", "argo-server", names=["localhost", "127.0.0.1", address])
+    certificate = {"tls.crt": pair.certificate.read_text(), "tls.key": pair.key.read_text()}
+    secret = document("v1", "Secret", "argo-server-tls", ARGO_NAMESPACE, stringData=certificate)
+    plane.apply([secret])
+    command = [
+        build.binary("argo"),
+        "server",
+        "--auth-mode=client",
+        f"--port={port}",
+        "--tls-certificate-secret-name=argo-server-tls",
+        f"--configmap={ARGO_CONFIGURATION}",
+    ]
+    # Not a flag: it also looks here for the API server to which it takes the tokens of its clients.
+    environment = {"KUBECONFIG": str(plane.kubeconfig_for(plane.admin_token, ARGO_NAMESPACE))}
+    server = plane.run(Server("argo-server", command, plane.folder / "logs", environment))
+    url = f"https://{address}:{port}"
+    trust = ssl.create_default_context(cadata=plane.authority.bundle)
+    login = {"Authorization": f"Bearer {plane.admin_token}"}
+    server.wait_until(lambda: _answers(f"{url}/api/v1/version", verify=trust, headers=login))
+    return url
+
+
 def start_kueue(plane: ControlPlane, *, configuration: Document | None = None) -> Server:
     """Kueue for Jobs and pods, with its webhooks; returns when they answer. It stops with `plane`.
 
@@ -122,7 +149,7 @@ def start_kueue(plane: ControlPlane, *, configuration: Document | None = None) -
         folder=folder,
     )
     plane.run(server)
-    server.wait_until(lambda: _healthy(health))
+    server.wait_until(lambda: _answers(f"http://127.0.0.1:{health}/readyz"))
     plane.apply(kueue_webhooks(f"https://127.0.0.1:{webhook}", plane.authority.bundle))
     return server
 
@@ -157,8 +184,8 @@ def kueue_webhooks(url: str, bundle: str) -> list[Document]:
     return configurations
 
 
-def _healthy(port: int) -> bool:
+def _answers(url: str, *, verify: ssl.SSLContext | bool = True, headers: Document | None = None) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+        return httpx.get(url, verify=verify, headers=headers, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
