@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": "Print the logs of a resource.",
     "runs": "List the runs of a resource.",
     "stop": "End a run before its time.",
+    "retry": "Start a failed run again.",
     "reproduce": "Run a finished training again and compare.",
     "propose": "Turn what monitoring policies propose into a change in git.",
     "render": "Print the plain objects of a target.",

@@ -155,6 +155,9 @@ class Cluster(Protocol):
     def cancel(self, live: Object) -> None:
         """End a run before its time: it has failed, and is not started again until a person applies."""
 
+    def retry(self, live: Object) -> bool:
+        """Let a failed run go on from the step that failed. False: it can only be made anew, as an apply does."""
+
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects that change, as they change, for at most `timeout` seconds without a change.
 

@@ -42,5 +42,14 @@ def test_a_run_is_stopped_and_counts_as_failed(tmp_path: Path) -> None:
         assert phases == ["failed"]
         assert "slow.yaml:1; next: mlspec logs Dataset/slow" in mlspec(tmp_path, "status").stdout
         assert mlspec(tmp_path, "stop", name, "--yes").returncode == 1  # it is not under way any more
+
+        unknown = mlspec(tmp_path, "retry", "no-such-run", "--yes")
+        assert unknown.returncode == 1
+        assert f"these have: {name}" in unknown.stderr
+        again = mlspec(tmp_path, "retry", name, "--yes")
+        assert (again.returncode, again.stderr) == (0, ""), again.stderr
+        [row] = json.loads(mlspec(tmp_path, "runs", "--output", "json").stdout)["runs"]
+        assert row["phase"] in ("pending", "running")
+        assert mlspec(tmp_path, "retry", name, "--yes").returncode == 1  # it is under way
     finally:
         mlspec(tmp_path, "destroy", "--yes", "--purge")

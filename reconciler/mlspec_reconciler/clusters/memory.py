@@ -88,6 +88,10 @@ class MemoryCluster:
         """End a run badly."""
         self.fail(live.key.name, STOPPED)
 
+    def retry(self, live: Object) -> bool:
+        """Runs begin anew here."""
+        return False
+
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects as they change, until `timeout` seconds pass without a change."""
         return self._follow(len(self._log), timeout)

@@ -68,11 +68,20 @@ def _of_pods(found: workspace.Connected, what: str, lines: int, follow: bool) ->
                 shown[title] = text
         if not shown:
             known = ", ".join(sorted(inventory.read(found.cluster).entries))
-            click.echo(f"error[no-logs]: there are no pods of {what}; resources are: {known}", err=True)
+            words = f"error[no-logs]: there are no pods of {what}; resources are: {known}"
+            click.echo(f"{words}\n  {_archive(found)}", err=True)
             return 1
         if not follow:
             return 0
         time.sleep(1.0)
+
+
+def _archive(found: workspace.Connected) -> str:
+    """What to do for logs that outlive their pods."""
+    kubernetes = found.wanted.target.kubernetes
+    if kubernetes is None or kubernetes.argo is None:
+        return "logs that outlive their pods are read from Argo's archive, when the target says argo: {server: URL}"
+    return "Argo has archived none: archiveLogs of its artifact repository does"
 
 
 def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:

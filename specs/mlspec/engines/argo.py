@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -203,6 +204,25 @@ def workflow_run(live: Live) -> RunFact:
                 node.get("type") == "Pod" and node.get("phase") != "Pending" for node in _nodes(live.status)
             )
             return RunFact("running" if started else "pending", results)
+
+
+def archived_logs(live: Live) -> dict[str, str]:
+    """The ends of steps whose pod is gone and whose log Argo has archived: a title -> the id of the node."""
+    there = {
+        (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id")
+        for pod in observed.pods(live.parts)
+    }
+    attempts: Counter[str] = Counter()
+    found = {}
+    nodes = [node for node in _nodes(live.status) if node.get("type") == "Pod"]
+    for node in sorted(nodes, key=lambda node: (str(node.get("startedAt")), str(node.get("id")))):
+        step = str(node.get("templateName"))
+        attempts[step] += 1
+        kept = {one.get("name") for one in (node.get("outputs") or {}).get("artifacts") or ()}
+        if "main-logs" in kept and node.get("id") not in there:
+            again = f", attempt {attempts[step]}" if attempts[step] > 1 else ""
+            found[f"{step} (archived{again})"] = str(node["id"])
+    return found
 
 
 def cron_health(live: Live) -> Health:

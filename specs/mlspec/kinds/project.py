@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, cast
 
@@ -10,7 +11,10 @@ from pydantic import Field
 from mlspec import rules
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog
-from mlspec.resource import Base, Name, OneOf, Resource, Share
+from mlspec.resource import Base, Name, OneOf, Path, Resource, Share
+
+ADDRESS = re.compile(r"https?://[^/@\s?#]+(/[^\s?#]*)?")
+"""Of a server; whoever it lets in stands elsewhere."""
 
 
 class LocalTarget(Base):
@@ -45,6 +49,13 @@ class GatewayUse(Base):
     """Services answer at `http://SERVICE.HOST/`; without it at the path `/SERVICE/` of every host of the Gateway."""
 
 
+class ArgoServerUse(Base):
+    """An existing Argo Server, which remembers more of a run than the cluster does."""
+
+    server: Annotated[str, Field(min_length=1)]
+    """Its address, such as `https://argo.example:2746`. It gets the token of the kubeconfig, or that of `ARGO_TOKEN`."""
+
+
 class KubernetesTarget(Base):
     """A namespace of a Kubernetes cluster."""
 
@@ -61,6 +72,9 @@ class KubernetesTarget(Base):
     Argo Workflows needs."""
     gateway: GatewayUse | None = None
     """Gateway (Gateway API) that makes services reachable from outside, by an HTTPRoute for each."""
+    argo: ArgoServerUse | None = None
+    """Argo Server for `mlspec stop`, `retry` and `logs`: logs of pods that are gone, and runs that go on from the step that
+    failed."""
     fields: list[FieldRule] = Field(default_factory=list)
     """Who decides about fields that others also write. Without a rule a conflict is shown, and nothing is overrun."""
 
@@ -127,5 +141,13 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
                 "remove storage",
                 on_key=True,
             )
-        if target.kubernetes is not None and "image" in target.kubernetes.model_fields_set:
-            yield from rules.image(target.kubernetes.image, ("spec", "targets", name, "kubernetes", "image"))
+        if target.kubernetes is not None:
+            yield from _cluster(target.kubernetes, ("spec", "targets", name, "kubernetes"))
+
+
+def _cluster(target: KubernetesTarget, path: Path) -> Iterator[Problem]:
+    if "image" in target.model_fields_set:
+        yield from rules.image(target.image, (*path, "image"))
+    if target.argo is not None and not ADDRESS.fullmatch(target.argo.server):
+        words = f'"{target.argo.server}" is no address of a server'
+        yield Problem("bad-address", words, (*path, "argo", "server"), "write https://HOST:PORT")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mlspec.engines import argo
 from mlspec.kinds.project import KubernetesTarget
 from mlspec.manifest import OWN, Key
 from mlspec.workload import RunFact
@@ -41,6 +42,9 @@ from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
 from mlspec_reconciler.clusters.kube.transport import MERGE_TYPE, Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
 from mlspec_reconciler.clusters.kube.writing import Writer, refuse
+
+if TYPE_CHECKING:
+    from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
 
 JSON = Mapping[str, Any]
 READS = ("get", "list", "watch")
@@ -82,6 +86,7 @@ class KubeCluster:
         self._kinds: set[tuple[str, str]] | None = None
         """Kinds of the inventory as it was listed last."""
         self._watching: Watching | None = None
+        self._argo_server = target.argo.server if target.argo is not None else None
 
     @staticmethod
     def open(target: KubernetesTarget, project: str) -> KubeCluster:
@@ -105,12 +110,23 @@ class KubeCluster:
         """End watches and connections."""
         if self._watching is not None:
             self._watching.close()
+        if "_argo" in self.__dict__ and self._argo is not None:
+            self._argo.close()
         self.transport.close()
 
     @property
     def concurrency(self) -> int:
         """Writes at a time."""
         return self.transport.concurrency
+
+    @cached_property
+    def _argo(self) -> ArgoServer | None:
+        if self._argo_server is None:
+            return None
+        # Only here: its client is large, and most commands need none.
+        from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
+
+        return ArgoServer(self._argo_server, self.namespace, self.transport.authorization)
 
     @cached_property
     def identity(self) -> str:
@@ -253,6 +269,9 @@ class KubeCluster:
     def cancel(self, live: Object) -> None:
         """A Workflow is told to shut down, which keeps its steps to look at; other runs are deleted, and remembered."""
         if live.key.kind == "Workflow":
+            if self._argo is not None:
+                self._argo.stop(live.key.name, STOPPED)
+                return
             body = {"spec": {"shutdown": "Stop"}, "metadata": {"uid": live.uid}}
             path = self._path(live.key)
             try:
@@ -262,6 +281,13 @@ class KubeCluster:
             return
         self.remember(live.key.name, RunFact("failed", {}, STOPPED))
         self.delete(live.key, live.uid)
+
+    def retry(self, live: Object) -> bool:
+        """A Workflow by the Argo Server, which resets the steps that failed and keeps the others."""
+        if self._argo is None or live.key.kind != "Workflow":
+            return False
+        self._argo.retry(live.key.name)
+        return True
 
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects (and of their pods) as they change."""
@@ -333,7 +359,7 @@ class KubeCluster:
         ]
 
     def printed(self, live: Object, lines: int) -> Mapping[str, str]:
-        """From the containers of its pods, as long as the pods are there: `POD CONTAINER`."""
+        """From the containers of its pods, as long as the pods are there: `POD CONTAINER`; what is gone from Argo's archive."""
         found = {}
         for part in live.parts:
             if part["kind"] != "Pod":
@@ -348,9 +374,18 @@ class KubeCluster:
                     text = self.transport.text(path, query=query)
                 except errors.ApiError:  # it has not started yet
                     continue
-                own = [line for line in text.splitlines(keepends=True) if ARGO_LINE not in line]
-                found[f"{pod} {container['name']}"] = "".join(own)
-        return found
+                found[f"{pod} {container['name']}"] = _own(text)
+        return self._archived(live, lines) | found
+
+    def _archived(self, live: Object, lines: int) -> dict[str, str]:
+        """`STEP (archived)`, and `STEP (archived, attempt 2)` where a step was tried again."""
+        if self._argo is None or live.key.kind != "Workflow":
+            return {}
+        logs = argo.archived_logs(live.live)
+        return {
+            title: "".join(_own(self._argo.log(live.key.name, node)).splitlines(keepends=True)[-lines:])
+            for title, node in logs.items()
+        }
 
     def _inventory(self) -> set[Key]:
         document = self.note("inventory") or {}
@@ -507,6 +542,11 @@ class KubeCluster:
 
     def _collection(self, api_version: str, kind: str) -> str:
         return self._discovery.path(api_version, kind, self.namespace)
+
+
+def _own(text: str) -> str:
+    """What a step has printed, without what Argo's executor has."""
+    return "".join(line for line in text.splitlines(keepends=True) if ARGO_LINE not in line)
 
 
 def _shown(key: Key, path: Sequence[str | int], value: Any) -> Any:

@@ -125,6 +125,10 @@ class Transport:
         self._closing.set()
         self._login.close()
 
+    def authorization(self) -> str:
+        """The header that logs us in; empty when a certificate does."""
+        return dict(self._login.credentials().headers).get("authorization", "")
+
     def hide(self, secrets: Iterable[str]) -> None:
         """Values that no message of this transport may show, from now on. Those of what it sends are hidden anyway."""
         with self._lock:

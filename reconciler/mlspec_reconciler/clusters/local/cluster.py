@@ -93,6 +93,10 @@ class LocalCluster:
         """End its processes; what it has finished so far stays."""
         self.delete(live.key, live.uid)
 
+    def retry(self, live: Object) -> bool:
+        """A run that is made anew does not repeat the steps that have committed their results."""
+        return False
+
     def watch(self, timeout: float) -> Iterator[Key]:
         """Keys of objects as they change, until `timeout` seconds pass without a change. Counts from this call."""
         return self._follow(self.store.counter(), self.store.versions(), timeout)

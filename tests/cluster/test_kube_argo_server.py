@@ -1,0 +1,146 @@
+"""What a target gets from an Argo Server (`argo: {server}`), with the real one: retry in place, stop, archived logs, and its
+refusals in words. Pods are simulated."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.bed import controllers, kwok, simulation
+from cluster.bed.controlplane import ControlPlane
+from cluster.bed.processes import free_ports, wait_for
+from cluster.shop import Shop
+from mlspec_reconciler.cluster import Refused, Unavailable
+from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
+
+ARGO = "argoproj.io/v1alpha1"
+
+
+@pytest.fixture(scope="module")
+def server(gpu_pool: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an Argo Server, whose authority this process trusts."""
+    simulation.install(gpu_pool.api)
+    url = controllers.start_argo_server(gpu_pool)
+    authority = tmp_path_factory.mktemp("authority") / "ca.crt"
+    authority.write_text(gpu_pool.authority.bundle)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(authority))
+        yield url
+
+
+@pytest.fixture
+def shop(
+    gpu_pool: ControlPlane, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Shop]:
+    """A repository of one dataset, on a target with the server."""
+    monkeypatch.setenv("KUBECONFIG", str(gpu_pool.kubeconfig))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    namespace = gpu_pool.namespace("argo-server")
+    kwok.claim(gpu_pool.api, namespace, "data")
+    target = {"argo": {"server": server}, "image": "registry.example/runtime:1"}
+    made = Shop(tmp_path / "shop", gpu_pool, namespace, graphs=(), target=target)
+    made.write()
+    yield made
+    assert "Removed" in made.run("destroy", "--yes").out
+
+
+def workflow(shop: Shop) -> dict[str, object]:
+    """The one run of the repository."""
+    [found] = shop.plane.api.list(ARGO, "Workflow", shop.namespace)
+    return found
+
+
+def phase(shop: Shop) -> str:
+    """What Argo says of it."""
+    status = workflow(shop).get("status")
+    return str(status.get("phase")) if isinstance(status, dict) else ""
+
+
+def name(shop: Shop) -> str:
+    """Its name."""
+    metadata = workflow(shop)["metadata"]
+    assert isinstance(metadata, dict)
+    return str(metadata["name"])
+
+
+def test_a_failed_run_goes_on_where_it_failed(shop: Shop) -> None:
+    """The object stays the same, so that what has succeeded is not repeated and what is known of it is not lost."""
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "fail", "rows.exit-code": "2"})
+    shop.apply()
+    wait_for(lambda: phase(shop) == "Failed", "the run to fail", timeout=60)
+    run, before = name(shop), workflow(shop)["metadata"]
+    assert shop.run("status").code == 1
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "succeed"})
+
+    unknown = shop.run("retry", "no-such-run", "--yes")
+    assert unknown.code == 1
+    assert (
+        f"error[unknown-run]: no-such-run has not failed, or is not wanted any more; these have: {run}"
+        in (unknown.err)
+    )
+    done = shop.run("retry", run, "--yes")
+    assert (done.code, done.err) == (0, ""), done.text
+    assert done.out == f"Started {run} again. Look with: mlspec status\n"
+    wait_for(lambda: phase(shop) == "Succeeded", "the run to succeed", timeout=60)
+    after = workflow(shop)["metadata"]
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert after["uid"] == before["uid"]
+    shop.apply()
+    assert "  ok       Dataset/rows" in (found := shop.run("status")).out, found.text
+    assert shop.run("retry", run, "--yes").code == 1, "it has not failed any more"
+
+
+def test_a_run_is_stopped_by_the_server_and_retried_after(shop: Shop) -> None:
+    """A stop is an end that a person may take back."""
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "hang"})
+    shop.apply()
+    wait_for(lambda: phase(shop) == "Running", "the run", timeout=60)
+    run = name(shop)
+    done = shop.run("stop", run, "--yes")
+    assert done.code == 0, done.text
+    wait_for(lambda: phase(shop) == "Failed", "the end", timeout=60)
+    assert "stopped by hand" in shop.run("status").out
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "succeed"})
+    assert shop.run("retry", run, "--yes").code == 0
+    wait_for(lambda: phase(shop) == "Succeeded", "the run to succeed", timeout=60)
+
+
+def test_what_the_server_refuses_is_said_in_words(
+    gpu_pool: ControlPlane, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback, no token, and the way out."""
+    token = f"Bearer {gpu_pool.admin_token}"
+    namespace = gpu_pool.namespace("argo-server")
+    known = ArgoServer(server, namespace, lambda: token)
+    with pytest.raises(Refused, match="does not know Workflow no-such-run: "):
+        known.stop("no-such-run", "")
+    with pytest.raises(Refused, match="does not know Workflow no-such-run: "):
+        known.retry("no-such-run")
+    with pytest.raises(Refused, match="does not know the archived log of node: "):
+        known.log("no-such-run", "node")
+
+    nobody = ArgoServer(server, namespace, lambda: "Bearer wrong-token")
+    with pytest.raises(Refused, match=r"does not permit it: .*ARGO_TOKEN") as refused:
+        nobody.retry("no-such-run")
+    assert "wrong-token" not in str(refused.value)
+    poor = gpu_pool.service_account(namespace, "poor")
+    with pytest.raises(Refused, match=r"does not permit it: .*cannot get resource"):
+        ArgoServer(server, namespace, lambda: f"Bearer {poor}").retry("no-such-run")
+
+    certificate = ArgoServer(server, namespace, lambda: "")
+    with pytest.raises(Refused, match="logs in with a certificate"):
+        certificate.retry("no-such-run")
+    monkeypatch.setenv("ARGO_TOKEN", token)
+    with pytest.raises(Refused, match="does not know Workflow"):
+        certificate.retry("no-such-run")
+
+    (port,) = free_ports(1)
+    with pytest.raises(Unavailable, match=rf"127.0.0.1:{port} does not answer: .*refused"):
+        ArgoServer(f"https://127.0.0.1:{port}", namespace, lambda: token).retry("run")
+    monkeypatch.setenv("SSL_CERT_FILE", ssl.get_default_verify_paths().openssl_cafile)
+    with pytest.raises(Unavailable, match="certificate"):
+        ArgoServer(server, namespace, lambda: token).retry("run")
