@@ -1,6 +1,6 @@
 """`apply` of `examples/flights` on a real API server, killed after its writes: nothing is lost, left over or done twice.
 
-Three revisions (create, update, prune), each killed somewhere and started again. By default after every so many writes, with
+Three revisions (create, update, prune), each killed somewhere and started again. By default after each write, with
 MLSPEC_LONG=1 after every call. Runs are ended as Argo would (`acting`).
 """
 
@@ -37,8 +37,6 @@ from mlspec_reconciler.reconcile import Consent, Round, look, reconcile
 from mlspec_reconciler.workspace import open_project, stage
 
 LONG = bool(os.environ.get("MLSPEC_LONG"))
-STRIDE = 3
-"""Writes between two places where an apply is killed."""
 KILLED = {"create": (7, 14, 21, 28), "update": (3, 7), "prune": (2, 4)}
 """Writes after which real processes are killed, one after the other."""
 AT_ONCE = 3
@@ -254,7 +252,6 @@ def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(
     """Pipelines are cancelled, laptops are closed: the next apply must find its way from any state."""
     most = max((smooth.calls if LONG else smooth.writes).values())
     begun = time.monotonic()
-    places = range(1, most + 1) if LONG else range(1, most + 1, STRIDE)
 
     def run(number: int) -> Cell:
         folder = tmp_path / str(number)
@@ -262,7 +259,7 @@ def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(
         return Cell(plane, folder, smooth, number).run()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        cells = [*pool.map(run, places)]
+        cells = [*pool.map(run, range(1, most + 1))]
     kills, seconds = sum(cell.kills for cell in cells), time.monotonic() - begun
     print(
         f"calls {smooth.calls}, writes {smooth.writes}; {kills} kills in {len(cells)} cells, {seconds:.0f} s"
