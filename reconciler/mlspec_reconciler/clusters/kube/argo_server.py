@@ -45,6 +45,7 @@ class ArgoServer:
         self.server = server.rstrip("/")
         self._namespace = namespace
         self._authorization = authorization
+        self._logs: dict[tuple[str, str], str] = {}
         configuration = Configuration(host=self.server)
         configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
         configuration.retries = urllib3.Retry(
@@ -70,10 +71,12 @@ class ArgoServer:
         self._call(f"Workflow {name}", self._workflows.retry_workflow, self._namespace, name, body)
 
     def log(self, name: str, node: str) -> str:
-        """What a node of a Workflow has printed, from Argo's archive. Raises as `stop`."""
+        """What a node of a Workflow has printed, from Argo's archive, which is asked once. Raises as `stop`."""
+        if (name, node) in self._logs:
+            return self._logs[name, node]
         what = f"the archived log of {node}"
         answer = self._call(what, self._artifacts.get_output_artifact, self._namespace, name, node, LOG)
-        return answer.decode(errors="replace")
+        return self._logs.setdefault((name, node), answer.decode(errors="replace"))
 
     def _call(self, what: str, method: Callable[..., Any], *arguments: Any) -> bytes:
         authorization = os.environ.get(TOKEN) or self._authorization()
@@ -88,10 +91,8 @@ class ArgoServer:
             raise self._refused(what, error) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unavailable(f"the Argo Server {self.server} does not answer: {_reason(error)}") from None
-        except (
-            AttributeError,
-            UnicodeDecodeError,
-        ) as error:  # the client decodes the body of a refusal that has none
+        except (AttributeError, UnicodeDecodeError) as error:
+            # The client decodes the body of every refusal, also where there is none.
             if not isinstance(error.__context__, ApiException):
                 raise
             said = _message(error.__context__.reason)

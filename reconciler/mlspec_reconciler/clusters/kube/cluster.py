@@ -378,14 +378,18 @@ class KubeCluster:
         return self._archived(live, lines) | found
 
     def _archived(self, live: Object, lines: int) -> dict[str, str]:
-        """`STEP (archived)`, and `STEP (archived, attempt 2)` where a step was tried again."""
+        """`STEP (archived)`, and `STEP (archived, attempt 2)` where a step was tried again; in place of a log that cannot be
+        read, why."""
         if self._argo is None or live.key.kind != "Workflow":
             return {}
-        logs = argo.archived_logs(live.live)
-        return {
-            title: "".join(_own(self._argo.log(live.key.name, node)).splitlines(keepends=True)[-lines:])
-            for title, node in logs.items()
-        }
+        found = {}
+        for title, node in argo.archived_logs(live.live).items():
+            try:
+                text = _own(self._argo.log(live.key.name, node))
+            except (Refused, Unavailable) as error:
+                text = f"{error}\n"
+            found[title] = "".join(text.splitlines(keepends=True)[-lines:])
+        return found
 
     def _inventory(self) -> set[Key]:
         document = self.note("inventory") or {}
