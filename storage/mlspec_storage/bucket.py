@@ -38,9 +38,7 @@ PASSING = {
     "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
 }  # fmt: skip
 RIGHTS = "it needs s3:ListBucket on the bucket, and s3:GetObject and s3:PutObject on what is in it"
-CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for pods in the Secret PROJECT-env), or use an identity of the workload"
-)
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for pods in the Secret PROJECT-env), or use an identity of the workload"
 
 
 class Refused(Exception):
@@ -176,9 +174,12 @@ class Bucket:
         self, target: Mapping[str, str], body: Path, metadata: Mapping[str, str], condition: Mapping[str, str]
     ) -> str:
         client = self._client()
-        upload = {**target, "UploadId": client.create_multipart_upload(**target, Metadata=metadata)["UploadId"]}
+        upload = {
+            **target,
+            "UploadId": client.create_multipart_upload(**target, Metadata=metadata)["UploadId"],
+        }
         try:
-            parts = []
+            parts: list[dict[str, Any]] = []
             with body.open("rb") as file:
                 while data := file.read(PART):
                     number = len(parts) + 1
