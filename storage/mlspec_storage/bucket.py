@@ -37,6 +37,13 @@ PASSING = {
     "408", "429", "500", "502", "503", "504", "ExpiredToken", "InternalError", "OperationAborted", "RequestTimeout",
     "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
 }  # fmt: skip
+UNREACHABLE = (
+    exceptions.HTTPClientError,
+    exceptions.ConnectionError,
+    exceptions.IncompleteReadError,
+    ConnectionError,
+    TimeoutError,
+)
 RIGHTS = "it needs s3:ListBucket on the bucket, and s3:GetObject and s3:PutObject on what is in it"
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for pods in the Secret PROJECT-env), or use an identity of the workload"
 
@@ -210,7 +217,7 @@ class Bucket:
             exceptions.CredentialRetrievalError,
         ):
             raise Refused(f"there are no credentials for the bucket {self._name}", CREDENTIALS) from None
-        except (exceptions.HTTPClientError, exceptions.IncompleteReadError, ConnectionError):
+        except UNREACHABLE:
             place = self._endpoint()
             raise Refused(
                 f"the bucket {self._name} cannot be reached at {place}",
