@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import pytest
 
+import s3
 from cluster.bed import build, controllers, crds, pool
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.node import node
@@ -67,6 +68,23 @@ def real_argo(real_node: node.Node) -> node.Node:
     if "workflow-controller" not in real_node.plane.servers:
         controllers.start_argo(real_node.plane)
     return real_node
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.S3]:
+    """An S3 server on loopback; `s3_server.bucket()` is a bucket of a test's own."""
+    server = s3.S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: s3.S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket, and the environment of a process that may use it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server.bucket()
+    s3_server.fault = None
 
 
 def _started(

@@ -7,8 +7,9 @@ import pkgutil
 
 import mlspec
 import mlspec_runtime
+import mlspec_storage
 
-for package in (mlspec, mlspec_runtime):
+for package in (mlspec, mlspec_runtime, mlspec_storage):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlspec.compile import choose_target
+from mlspec.compile import choose_target, uploads
 from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
@@ -116,13 +116,19 @@ def _placed(target: Target, workspace: Workspace) -> Target:
 def stage(opened: Opened, cluster: Cluster) -> str:
     """Keep a copy of the specs and the code as the revision that was applied to the target; returns its digest.
 
-    From here on the controller works on this copy.
+    From here on the controller works on this copy. Raises `Unavailable` when code that pods will pull cannot be put where
+    they look.
     """
     assert opened.wanted is not None
     workspace, wanted = opened.workspace, opened.wanted
-    for one in wanted.code.values():
-        if wanted.target.kubernetes is None:  # there the code goes with the objects
+    if wanted.target.kubernetes is None:
+        for one in wanted.code.values():
             bundle.store(one, workspace.storage)
+    elif large := uploads(wanted.target, {one.digest: one.files for one in wanted.code.values()}):
+        # Only here: the client costs a third of a second. Other code goes with the objects.
+        from mlspec_reconciler.upload import upload
+
+        upload(str(wanted.target.storage), large)
     contents = {name: text.encode() for name, text in opened.texts.items()}
     for key, one in wanted.code.items():
         folder = key.split("|", 1)[0]

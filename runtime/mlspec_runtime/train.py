@@ -30,7 +30,7 @@ from mlspec_runtime import code, metrics, model, save, tracking
 from mlspec_runtime.frames import LABEL
 from mlspec_runtime.model import Array, Model
 from mlspec_runtime.monitor import reference
-from mlspec_runtime.task import Document, TaskError, write_json
+from mlspec_runtime.task import Document, Here, Storage, TaskError, write_json
 
 OUTCOME = "outcome.json"
 
@@ -44,13 +44,14 @@ class Returned:
     artifacts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(task: Document, root: Path) -> Document:
+def run(task: Document, root: Path, storage: Storage | None = None) -> Document:
     """Train, evaluate and record one run.
 
     `task`: `job`, `spec` (TrainingJobSpec document), `code` {path, entry}, `parameters`, `seed`, `gates`, `baseline`
     ({run, path} or null), `tracking` (MLflow URI or null), `experiment`, `tags`. Raises TaskError when the function does
     not fit the spec, fails, or returns no usable model, and when a gate names a metric that does not exist.
     """
+    storage = storage or Here(root)
     folder = root / "runs" / task["name"] / "train"
     if (folder / OUTCOME).exists():
         outcome: Document = json.loads((folder / OUTCOME).read_text())
@@ -65,8 +66,7 @@ def run(task: Document, root: Path) -> Document:
     tracker = _tracker(task, root)
     if tracker is None:
         outcome = _attempt(task, spec, function, bundle, arguments, frames, root)
-        write_json(folder / OUTCOME, outcome)
-        return outcome
+        return storage.keep(task, OUTCOME, outcome)
     recorded = {**(task.get("parameters") or {}), "seed": task.get("seed") or 0}
     mlflow_run = tracker.begin(
         task["name"], {str(k): str(v) for k, v in (task.get("tags") or {}).items()}, recorded
@@ -85,8 +85,8 @@ def run(task: Document, root: Path) -> Document:
     except BaseException:
         tracker.fail(mlflow_run)
         raise
-    write_json(folder / OUTCOME, outcome)
-    tracker.finish(task["name"], mlflow_run)
+    outcome = storage.keep(task, OUTCOME, outcome)
+    tracker.finish(task["name"], outcome["mlflow_run"])  # another attempt's, if that was faster
     return outcome
 
 

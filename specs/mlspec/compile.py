@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mlspec.engine import Engine, Gateway, Reading, Settings
-from mlspec.engines import account, argo, deployment, job, kueue, local
+from mlspec.engines import account, argo, deployment, job, kueue, local, pod
 from mlspec.kind import Context, Lowered
 from mlspec.kind_table import KINDS
 from mlspec.kinds.project import ProjectSpec, Target
@@ -87,6 +87,15 @@ def settings(project: Project, target: Target, bundles: Mapping[str, Mapping[str
     )
 
 
+def uploads(target: Target, bundles: Mapping[str, Mapping[str, bytes]]) -> Mapping[str, Mapping[str, bytes]]:
+    """Code that pods will pull from the bucket: `code/...` -> its files. All of a project's or none, because a workload takes
+    all of its code from one place."""
+    if target.kubernetes is None or not (target.storage or "").startswith("s3://"):
+        return {}
+    found = {code_path(digest): files for digest, files in bundles.items() if files}
+    return found if any(not pod.in_config_map(path, files) for path, files in found.items()) else {}
+
+
 def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     """Lower every resource in the order of its references, and every workload by the engine of the target."""
     chosen = settings(project, target, facts.bundles)
@@ -136,8 +145,6 @@ def _common(project: Project, target: Target, settings: Settings, pools: Sequenc
 
 def lower(workload: Workload, target: Target, settings: Settings, origin: Origin) -> list[Manifest] | str:
     """Lower one workload by the engine that the target has for it."""
-    if settings.storage.startswith("s3://") and not isinstance(workload, Pool):
-        return "the runtime cannot keep its data in S3 yet; give the target a claim: storage: pvc://NAME"
     engines = ENGINES[target.choice][type(workload)]
     wanted = workload.engine if isinstance(workload, Run) else ""
     engine = engines.get(wanted)

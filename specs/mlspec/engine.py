@@ -32,7 +32,7 @@ class Settings:
     image: str = ""
     service_account: str = ""
     storage: str = ""
-    """`pvc://CLAIM` on Kubernetes."""
+    """`pvc://CLAIM` or `s3://BUCKET/PREFIX` on Kubernetes."""
     tracking: str = ""
     image_pull_policy: str = ""
     gateway: Gateway | None = None

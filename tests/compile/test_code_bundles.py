@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlspec.diagnostics import Diagnostic
 from mlspec_reconciler import bundle, load
+from mlspec_reconciler.cluster import Unavailable
+from mlspec_reconciler.upload import upload
+from mlspec_runtime.storage import Mirror
+from s3 import S3, SECRET
 
 SPEC = """\
 apiVersion: mlspec.dev/v1alpha1
@@ -142,3 +148,67 @@ def test_a_stored_bundle_has_all_files(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store" / "code" / found.digest[:16]
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.py")} == TAKEN
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+# --- into a bucket
+
+
+@pytest.fixture
+def folders() -> dict[str, dict[str, bytes]]:
+    return {"code/0123456789abcdef": {"train.py": b"a = 1\n", "own/weights.bin": b"\xff" * 2_000_000}}
+
+
+def test_code_is_uploaded_once(s3_server: S3, bucket: str, folders: dict[str, dict[str, bytes]]) -> None:
+    """What is there has the same content; a half that a killed apply left is completed."""
+    s3_server.write(bucket, "team/code/0123456789abcdef/train.py", b"a = 1\n")
+    for writes in (1, 0):
+        before = len(s3_server.requests)
+        upload(f"s3://{bucket}/team", folders)
+        assert sum(method == "PUT" for method, _ in s3_server.requests[before:]) == writes
+    assert s3_server.objects(bucket) == {
+        f"team/code/0123456789abcdef/{name}": content
+        for name, content in folders["code/0123456789abcdef"].items()
+    }
+
+
+def test_a_pod_pulls_what_was_uploaded(
+    s3_server: S3, bucket: str, folders: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Reconciler and runtime do not know each other, but one layout."""
+    upload(f"s3://{bucket}/team", folders)
+    Mirror(f"s3://{bucket}/team", tmp_path).pull("code/0123456789abcdef")
+    found = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    assert found == {
+        f"code/0123456789abcdef/{name}": data for name, data in folders["code/0123456789abcdef"].items()
+    }
+
+
+def test_a_bucket_that_cannot_be_written_stops_the_apply(
+    s3_server: S3, bucket: str, folders: dict[str, dict[str, bytes]]
+) -> None:
+    """Before anything is made; with the way out, and without what the server echoes."""
+    s3_server.fault = lambda method, path: "AccessDenied" if method == "PUT" else None
+    with pytest.raises(Unavailable) as refused:
+        upload(f"s3://{bucket}/team", folders)
+    words = str(refused.value)
+    assert words.startswith(
+        f"the code cannot be put into s3://{bucket}/team: the bucket {bucket} may not be used"
+    )
+    assert "s3:PutObject" in words
+    assert SECRET not in words
+
+
+@pytest.mark.parametrize(
+    "module", ["mlspec_reconciler.cli", "mlspec_reconciler.workspace", "mlspec_runtime.__main__"]
+)
+def test_the_client_is_imported_only_for_a_bucket(module: str) -> None:
+    """`validate` and plans must not pay for it, nor may a pod with a claim."""
+    program = (
+        f"import sys, {module}; print([one for one in ('boto3', 'mlspec_storage') if one in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlspec.compile import ENGINES, lower
+from mlspec.compile import ENGINES, lower, uploads
 from mlspec.diagnostics import Mark
 from mlspec.engine import Gateway, Settings
 from mlspec.engines import argo, config, deployment, job, kueue, local
@@ -52,6 +52,11 @@ TRAIN = Step(
 GPU = Step("train", "train", {}, Needs(8, 2.0**36, 2, "NVIDIA-H100", "gpus", "urgent"))
 CODED = Step("train", "train", {"code": {"path": BUNDLE, "entry": "train.py:train"}})
 SERVE = Step("serve", "serve", {"models": {}})
+S3 = replace(SETTINGS, storage="s3://ml-demo/team")
+LARGE = {
+    BUNDLE: {"train.py": b"def train(rows): ...\n", **{f"w{n}.txt": b"%d" % n * 600_000 for n in range(3)}}
+}
+"""Code that needs three ConfigMaps."""
 POOL = {
     "cohort": "company",
     "flavors": [
@@ -65,7 +70,21 @@ POOL = {
     ],
     "priorities": {"urgent": 1000},
 }
+TARGETS = {
+    "workflow_with_scratch": S3,
+    "job_with_code_in_the_bucket": replace(S3, bundles=LARGE),
+    "service_with_scratch": S3,
+    "workflow_with_code_in_several_config_maps": replace(SETTINGS, bundles=LARGE),
+}
+"""Settings of the cases that have other ones."""
 CASES: dict[str, tuple[str, Workload]] = {
+    "workflow_with_scratch": ("kubernetes", Run("churn-1", (PREPARE, CODED), "train churn")),
+    "job_with_code_in_the_bucket": (
+        "kubernetes",
+        Run("churn-1", (PREPARE, CODED), "train churn", engine="job"),
+    ),
+    "service_with_scratch": ("kubernetes", Service("churn", SERVE)),
+    "workflow_with_code_in_several_config_maps": ("kubernetes", Run("churn-1", (CODED,), "train churn")),
     "workflow_of_two_steps": ("kubernetes", Run("churn-1", (PREPARE, TRAIN), "train churn")),
     "job_runs_earlier_steps_as_init_containers": (
         "kubernetes",
@@ -115,13 +134,21 @@ def target(choice: str) -> Target:
     return Target.model_validate({choice: {"namespace": "ml"} if choice == "kubernetes" else {}})
 
 
+def _shortened(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the bulk of large files."""
+    data = body.get("data") or {}
+    short = {key: f"{text[:3]}..." if len(text) > 100_000 else text for key, text in data.items()}
+    return dict(body) | ({"data": short} if data else {})
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_workload_becomes_these_objects(name: str) -> None:
     """A field that appears, moves or vanishes on a cluster must be seen in a review."""
     choice, workload = CASES[name]
-    made = lower(workload, target(choice), SETTINGS, ORIGIN)
+    made = lower(workload, target(choice), TARGETS.get(name, SETTINGS), ORIGIN)
     assert not isinstance(made, str)
-    found = "---\n".join(yaml.dump(dict(one.body), Dumper=Plain, sort_keys=False, width=110) for one in made)
+    bodies = [_shortened(one.body) for one in made]
+    found = "---\n".join(yaml.dump(one, Dumper=Plain, sort_keys=False, width=110) for one in bodies)
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("MLSPEC_RECORD"):
         golden.write_text(found)
@@ -183,18 +210,10 @@ def test_a_period_becomes_a_cron_expression_that_is_not_slower(seconds: float, e
 def test_every_kind_of_object_has_one_judge() -> None:
     """An object without a health function would be `unknown` for ever."""
     for name, (choice, workload) in CASES.items():
-        made = lower(workload, target(choice), SETTINGS, ORIGIN)
+        made = lower(workload, target(choice), TARGETS.get(name, SETTINGS), ORIGIN)
         assert not isinstance(made, str)
         known = {kind for engine in (argo, deployment, job, kueue, local) for kind in engine.ENGINE.reads}
         assert {one.key.kind for one in made} <= known, name
-
-
-def test_storage_in_s3_is_refused_by_name() -> None:
-    """The runtime reads and writes files; objects that could not run must not be made."""
-    settings = Settings("demo", "ml", "image", "runner", "s3://bucket/prefix")
-    refused = lower(Run("a-1", (TRAIN,), "train a"), target("kubernetes"), settings, ORIGIN)
-    assert isinstance(refused, str)
-    assert "pvc://NAME" in refused
 
 
 def made_of(workload: Workload, settings: Settings = SETTINGS) -> list[Manifest]:
@@ -212,12 +231,14 @@ def pod_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def mounted(pod: Mapping[str, Any], maps: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
     """The files that ConfigMaps put into the first container of a pod, as the kubelet would."""
-    volumes = {one["name"]: one["configMap"] for one in pod["volumes"] if "configMap" in one}
+    volumes = {one["name"]: one for one in pod["volumes"]}
     files: dict[str, bytes] = {}
     for mount in pod["containers"][0]["volumeMounts"]:
-        if volume := volumes.get(mount["name"]):
-            body = maps[volume["name"]]
-            for item in volume["items"]:
+        volume = volumes[mount["name"]]
+        sources = [one["configMap"] for one in volume.get("projected", {}).get("sources", ())]
+        for source in [*sources, *([volume["configMap"]] if "configMap" in volume else [])]:
+            body = maps[source["name"]]
+            for item in source["items"]:
                 texts, binaries = body.get("data", {}), body.get("binaryData", {})
                 key = item["key"]
                 content = texts[key].encode() if key in texts else base64.b64decode(binaries[key])
@@ -231,6 +252,64 @@ def test_a_pod_finds_the_code_where_a_laptop_has_it() -> None:
     maps = {config_map.key.name: config_map.body}
     expected = {f"/mlspec/{BUNDLE}/{path}": content for path, content in SETTINGS.bundles[BUNDLE].items()}
     assert mounted(pod_of(run.body), maps) == expected
+
+
+@pytest.mark.parametrize("engine", ["workflow", "job"])
+def test_code_of_several_config_maps_is_one_folder(engine: str) -> None:
+    """7 MiB of code work with a claim; each map has the name of its content, so another commit replaces none of them."""
+    workload = Run("churn-1", (CODED,), "train churn", engine=engine)
+    *parts, _ = made_of(workload, replace(SETTINGS, bundles=LARGE))
+    assert len(parts) == 3
+    assert len({one.key.name for one in parts}) == 3
+    assert all(one.create_only and one.body["immutable"] for one in parts)
+    other = {BUNDLE: LARGE[BUNDLE] | {"w0.txt": b"changed" * 80_000}}
+    *changed, _ = made_of(workload, replace(SETTINGS, bundles=other))
+    assert 0 < len({one.key.name for one in changed} - {one.key.name for one in parts}) < 3
+
+
+def test_several_config_maps_hold_every_file() -> None:
+    """What a pod finds is what the bundle has."""
+    *parts, run = made_of(
+        Run("churn-1", (CODED,), "train churn", engine="job"), replace(SETTINGS, bundles=LARGE)
+    )
+    maps = {one.key.name: one.body for one in parts}
+    expected = {f"/mlspec/{BUNDLE}/{path}": content for path, content in LARGE[BUNDLE].items()}
+    assert mounted(pod_of(run.body), maps) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({f"{n}.txt": b"x" * 800_000 for n in range(9)}, "more than 8 ConfigMaps"),
+        ({"weights.bin": b"\xff" * 700_000}, "the file 0123456789abcdef/weights.bin (911 KiB)"),
+    ],
+)
+def test_code_that_no_config_maps_hold_is_refused_with_every_way_out(
+    files: dict[str, bytes], words: str
+) -> None:
+    """With a claim; S3 takes it."""
+    workload = Run("churn-1", (CODED,), "train churn")
+    refused = lower(workload, target("kubernetes"), replace(SETTINGS, bundles={BUNDLE: files}), ORIGIN)
+    assert isinstance(refused, str)
+    assert words in refused
+    assert all(way in refused for way in ("s3://", "Dataset", "image"))
+    (run,) = made_of(workload, replace(S3, bundles={BUNDLE: files}))
+    assert run.key.kind == "Workflow"
+
+
+def test_pods_pull_exactly_the_code_that_apply_uploads() -> None:
+    """A pod that waits for code which nobody puts there fails an hour later."""
+    small, large = {"a.py": b"a = 1\n"}, {"b.bin": b"\xff" * 2_000_000}
+    s3 = Target.model_validate({"kubernetes": {"namespace": "ml"}, "storage": "s3://ml-demo"})
+    claim = Target.model_validate({"kubernetes": {"namespace": "ml"}, "storage": "pvc://claim"})
+    digests = {"1" * 64: small, "2" * 64: large}
+    assert uploads(s3, {"1" * 64: small}) == {}, "it travels with the objects"
+    assert uploads(claim, digests) == {}
+    assert uploads(s3, digests) == {"code/" + "1" * 16: small, "code/" + "2" * 16: large}
+    both = {name: {"path": f"code/{name * 16}", "entry": "a.py:f"} for name in "12"}
+    step = Step("serve", "serve", {"code": both})
+    found = made_of(Service("churn", step), replace(S3, bundles=uploads(s3, digests)))
+    assert [one.key.kind for one in found][:2] == ["ConfigMap", "Deployment"], "its document, and no code"
 
 
 def test_code_that_is_not_known_is_left_to_the_storage() -> None:

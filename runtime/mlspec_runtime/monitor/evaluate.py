@@ -1,7 +1,8 @@
 """One evaluation of a monitoring policy: read new rows, judge complete windows, move the alerts, act, tell.
 
 The schedule of the policy starts it every `every`. Everything that it learns is in `monitors/<policy>/state.sqlite`, each
-stage is one transaction, and each can be repeated: a process that is killed anywhere is continued by the next.
+stage is one transaction, and each can be repeated: a process that is killed anywhere is continued by the next. Where the
+state is a copy (`task.Storage`), it is saved before anything is told, and at the end.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from mlspec.resource import moment, seconds
 from mlspec_runtime.monitor import actions, alerts, outbox, truth
 from mlspec_runtime.monitor.actions import iso
 from mlspec_runtime.monitor.alerts import Judged, State
-from mlspec_runtime.monitor.ingest import ingest, watermark
+from mlspec_runtime.monitor.ingest import ingest, ingested, watermark
 from mlspec_runtime.monitor.judge import Evidence, judge
 from mlspec_runtime.monitor.reference import Library
 from mlspec_runtime.monitor.store import Store, Window, dump, opened
-from mlspec_runtime.task import Document, TaskError
+from mlspec_runtime.task import Document, Here, Storage, TaskError
 
 HISTORY = 1_000
 """Verdicts that a streak looks back at, and windows that are looked at again when late rows come."""
@@ -56,12 +57,12 @@ class _Policy:
         return int(seconds(self.spec.lateness) * 1e6)
 
 
-def run(task: Document, root: Path) -> Document:
+def run(task: Document, root: Path, storage: Storage | None = None) -> Document:
     """Evaluate once. See `evaluate` for the result."""
-    return evaluate(task, root, time.time())
+    return evaluate(task, root, time.time(), storage)
 
 
-def evaluate(task: Document, root: Path, now: float) -> Document:
+def evaluate(task: Document, root: Path, now: float, storage: Storage | None = None) -> Document:
     """Evaluate at `now` (seconds on the wall).
 
     Result: `watermark` (ISO, the clock of the log; null before the first row), `windows` (number with rows), `alerts`
@@ -69,9 +70,13 @@ def evaluate(task: Document, root: Path, now: float) -> Document:
     `performance` (newest windows), `drift` (top columns of the newest judged window), `events`, `messages`, `problems`,
     `expected` (the budget at the traffic of now) and `summary`, one line. TaskError when the task cannot be read.
     """
-    policy = _policy(task, root)
-    with opened(root / "monitors" / policy.name / "state.sqlite") as store:
+    storage = storage or Here(root)
+    policy = _policy(task, root, storage)
+    state = f"monitors/{policy.name}/state.sqlite"
+    storage.take(state)
+    with opened(root / state) as store:
         _keep_or_forget(store, policy)
+        storage.pull(task["log"], ingested(store))
         keys = policy.truth.spec.key if policy.truth else []
         _, broken = ingest(store, policy.log, policy.length, policy.references, keys)
         problems = [f"cannot read {name} of the request log yet" for name in broken[:3]]
@@ -81,15 +86,27 @@ def evaluate(task: Document, root: Path, now: float) -> Document:
             if policy.truth:
                 wanted = [one.metric for one in policy.spec.alerts.values() if one.metric]
                 problems += truth.settle(
-                    store, windows, policy.truth, root, clock, policy.length, policy.lateness, wanted
+                    store,
+                    windows,
+                    policy.truth,
+                    root,
+                    storage.pull,
+                    clock,
+                    policy.length,
+                    policy.lateness,
+                    wanted,
                 )
             _judge(store, policy, windows, clock)
             _move(store, policy, windows, clock, now)
             problems += _unlogged(store, policy, windows)
         with store.transaction():
             _tell_again(store, policy, clock, now)
+        if outbox.due(store, now):
+            storage.save(state)
         outbox.deliver(store, policy.receivers, now)
-        return _result(store, policy, clock, problems)
+        result = _result(store, policy, clock, problems)
+    storage.save(state)
+    return result
 
 
 def _unlogged(store: Store, policy: _Policy, windows: Sequence[Window]) -> list[str]:
@@ -105,7 +122,7 @@ def _unlogged(store: Store, policy: _Policy, windows: Sequence[Window]) -> list[
     return problems
 
 
-def _policy(task: Document, root: Path) -> _Policy:
+def _policy(task: Document, root: Path, storage: Storage) -> _Policy:
     try:
         spec = MonitoringPolicySpec.model_validate(task["spec"])
         receivers = {name: ReceiverSpec.model_validate(one) for name, one in task["receivers"].items()}
@@ -117,7 +134,7 @@ def _policy(task: Document, root: Path) -> _Policy:
         raise TaskError(
             f"the task of the monitor cannot be read: {error}", "apply again with the mlspec that runs here"
         ) from None
-    library = Library(root, task["references"])
+    library = Library(root, task["references"], storage.pull)
     return _Policy(task["policy"], spec, root / task["log"], library, source, receivers)
 
 

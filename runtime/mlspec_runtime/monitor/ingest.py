@@ -45,7 +45,7 @@ def ingest(
     `references` by run name (see `reference.Library`). `keys`: input columns that identify a row in the ground truth; rows are kept for the join
     when there are any. Returns the number of new rows and the names of files that cannot be read (tried again later).
     """
-    known = {name for (name,) in store.execute("SELECT name FROM files")}
+    known = ingested(store)
     names = sorted(path.name for path in log.glob("*.parquet") if not path.name.startswith("."))
     fresh = [name for name in names if name not in known]
     broken: list[str] = []
@@ -63,6 +63,11 @@ def ingest(
             rows += table.num_rows
         _commit(store, batch)
     return rows, broken
+
+
+def ingested(store: Store) -> set[str]:
+    """Names of the files that are counted."""
+    return {name for (name,) in store.execute("SELECT name FROM files")}
 
 
 def _read(path: Path, references: Mapping[str, Reference | None], keys: Sequence[str]) -> pa.Table:

@@ -1,7 +1,8 @@
 """Messages to receivers: written in the transaction of the transition that they tell, sent afterwards until delivered.
 
 At least once, in order for each receiver: a message that fails holds back those behind it until it is delivered or
-given up. The `Idempotency-Key` lets a receiver drop repetitions. Nothing here fails an evaluation.
+given up. Nothing is sent before the state that says so is safe where the next evaluation reads it (`due`, then
+`evaluate` saves): an alert that was told is remembered, and so its end is told too. The `Idempotency-Key` lets a receiver drop repetitions. Nothing here fails an evaluation.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ def write(store: Store, message: Message, now: float) -> None:
 def written(store: Store, key: str) -> bool:
     """Whether a message with this key was ever put in."""
     return bool(store.execute("SELECT 1 FROM outbox WHERE key = ?", key))
+
+
+def due(store: Store, now: float) -> bool:
+    """Whether `deliver` would send something."""
+    return bool(store.execute("SELECT 1 FROM outbox WHERE state = 'waiting' AND due <= ? LIMIT 1", now))
 
 
 def deliver(store: Store, receivers: Mapping[str, ReceiverSpec], now: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,13 +108,13 @@ def build(
 class Library(dict[str, Reference | None]):
     """References by run name, read when they are first asked for; None for a model that has none.
 
-    A model may have served a moment before the task of the monitor knows it, so the place of a training run's
+    `pull` brings a path below the root. A model may have served a moment before the task of the monitor knows it, so the place of a training run's
     reference is tried for any name. Requests that several models answered together (`a+b`) have the features of all.
     """
 
-    def __init__(self, root: Path, paths: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, paths: Mapping[str, str], pull: Callable[[str], None]) -> None:
         super().__init__()
-        self._root, self._paths = root, paths
+        self._root, self._paths, self._pull = root, paths, pull
 
     def __missing__(self, name: str) -> Reference | None:
         parts = [self[part] for part in name.split("+")] if "+" in name else []
@@ -126,6 +126,8 @@ class Library(dict[str, Reference | None]):
             return self[name]
         usual = f"runs/{name}/train/reference.json" if re.fullmatch(NAME_PATTERN, name) else ""
         path = self._paths.get(name, usual)
+        if path:
+            self._pull(path)
         try:
             found = load(self._root / path) if path else None
         except (OSError, ValueError, KeyError):

@@ -8,7 +8,7 @@ by then. So they depend on the data alone, not on when somebody looked.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,12 @@ class Source:
 
 
 def settle(
-    store: Store, windows: Sequence[Window], source: Source, root: Path, clock: int, length: int,
-    lateness: int, wanted: Sequence[str],
+    store: Store, windows: Sequence[Window], source: Source, root: Path, pull: Callable[[str], None], clock: int,
+    length: int, lateness: int, wanted: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """Write the performance of every window that has become final, or that changed since. Returns problems in words.
 
-    `clock`, `length` and `lateness` in microseconds; `wanted` are metrics that alerts look at.
+    `pull` brings a path below the root, only when a window may be judged; `clock`, `length` and `lateness` in microseconds; `wanted` are metrics that alerts look at.
     """
     before = {
         start: (revision, truth, document)
@@ -62,6 +62,7 @@ def settle(
     ]
     if not due:
         return []
+    pull(source.path)
     with duckdb.connect() as database:
         types = _load(database, root / source.path / "data.parquet", source, clock)
         problems = []

@@ -2,7 +2,8 @@
 
 The loop only appends to a bounded ring and never waits: when the ring is full, the entry is dropped and counted. A thread
 turns the ring into files `<root>/logs/<graph>/<utc time>-<uuid>.parquet` (written under another name, then renamed);
-shadow steps go to the folder `shadow` beside them. Monitoring reads the files.
+shadow steps go to the folder `shadow` beside them. Monitoring reads the files; where it cannot see this disk, `ship` sends
+them on.
 
 Columns: `id` string, `at` timestamp[us, UTC] (the moment of the question), `received` timestamp[us, UTC], `model` string
 (run names, joined by `+` if several), `status` int32, `input.<column>`, `feature.<name>`, `prediction` (double or
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlspec_runtime.serve.ship import Shipper
 from mlspec_runtime.serve.v2 import Array, Columns, Request, text
 
 CAPACITY = 65_536
@@ -47,13 +49,21 @@ class Entry:
 
 
 class RequestLog:
-    """Bounded ring and writer thread. `put` is called from the loop only."""
+    """Bounded ring and writer thread. `put` is called from the loop only. `ship` is told of new files."""
 
-    def __init__(self, folder: Path, sample: float, flush: float, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sample: float,
+        flush: float,
+        capacity: int = CAPACITY,
+        ship: Shipper | None = None,
+    ) -> None:
         self.sample = sample
         self.flush = flush
         self.written = 0
-        self.dropped = 0
+        self._dropped = 0
+        self._ship = ship
         self._folder = folder
         self._capacity = capacity
         self._ring: deque[Entry] = deque()
@@ -64,13 +74,18 @@ class RequestLog:
         self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """Rows that monitoring will never see."""
+        return self._dropped + (self._ship.dropped if self._ship else 0)
+
     def put(self, entry: Entry) -> None:
         """Remember an entry, or drop it when the ring is full. The sample is a share of the ids, not of the moments."""
         if self.sample < 1 and not sampled(entry.request.id, self.sample):
             return
         rows = entry.request.rows
         if self._rows - self._taken + rows > self._capacity:
-            self.dropped += rows
+            self._dropped += rows
             return
         self._rows += rows
         self._ring.append(entry)
@@ -78,10 +93,12 @@ class RequestLog:
             self._wake.set()
 
     def close(self) -> None:
-        """Write what is left and stop the thread."""
+        """Write what is left, and send it, and stop the threads."""
         self._closed = True
         self._wake.set()
         self._thread.join()
+        if self._ship is not None:
+            self._ship.close()
 
     def _work(self) -> None:
         while not self._closed:
@@ -103,13 +120,15 @@ class RequestLog:
                 write(self._folder / "shadow" if group[0].shadow else self._folder, table(group))
                 self.written += rows
             except Exception as error:  # a full disk must not end the thread
-                self.dropped += rows
+                self._dropped += rows
                 print(
                     f"request log: {rows} rows lost: {type(error).__name__}: {error}",
                     file=sys.stderr,
                     flush=True,
                 )
         self._taken += sum(entry.request.rows for entry in entries)
+        if groups and self._ship is not None:
+            self._ship.wake()
 
 
 def sampled(identity: str, share: float) -> bool:

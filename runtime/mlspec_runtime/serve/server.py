@@ -42,7 +42,8 @@ from mlspec_runtime.serve import compile
 from mlspec_runtime.serve.app import App
 from mlspec_runtime.serve.log import RequestLog
 from mlspec_runtime.serve.plan import Plan
-from mlspec_runtime.task import Document, TaskError, tell_failure
+from mlspec_runtime.serve.ship import Shipper
+from mlspec_runtime.task import Document, Here, Storage, TaskError, tell_failure
 
 POLL = 0.05
 """Seconds between two looks at the task file; one costs about 30 us."""
@@ -52,21 +53,25 @@ GRACE = 30.0
 """Seconds that requests get to finish."""
 
 
-def serve(task_file: Path, root: Path) -> int:
+def serve(task_file: Path, root: Path, storage: Storage | None = None) -> int:
     """Serve the graph of `task_file` until SIGTERM or SIGINT; returns the exit code."""
     root = root.absolute()
+    storage = storage or Here(root)
     try:
         text = task_file.read_bytes()
         task = _parse(text)
+        storage.prepare(task)
         plan = compile.build(task, root)
         listener = _bind(task)
     except TaskError as error:
         print(_sentence(error), file=sys.stderr, flush=True)
         tell_failure(error.message, error.hint)
         return 1
-    log = RequestLog(root / "logs" / plan.name, plan.sample, plan.flush)
+    ship = Shipper(root, f"logs/{plan.name}", storage.send) if storage.remote else None
+    log = RequestLog(root / "logs" / plan.name, plan.sample, plan.flush, ship=ship)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        process = Process(task_file, root, task, hashlib.sha256(text).digest(), App(plan, log), listener)
+        app = App(plan, log)
+        process = Process(task_file, root, storage, task, hashlib.sha256(text).digest(), app, listener)
         runner.run(process.run())
     log.close()
     print(f"stopped: {plan.name}", flush=True)
@@ -80,10 +85,18 @@ class Process:
     """The parts of a running server: HTTP server, application, and the watch on the task file."""
 
     def __init__(
-        self, task_file: Path, root: Path, task: Document, digest: bytes, app: App, listener: socket.socket
+        self,
+        task_file: Path,
+        root: Path,
+        storage: Storage,
+        task: Document,
+        digest: bytes,
+        app: App,
+        listener: socket.socket,
     ) -> None:
         self._task_file = task_file
         self._root = root
+        self._storage = storage
         self._digest = digest
         self._address = (task["host"], task["port"])
         self._app = app
@@ -167,6 +180,7 @@ class Process:
                     raise TaskError(
                         "another name, host or port needs another process", "replace this process"
                     )
+                await loop.run_in_executor(None, self._storage.prepare, task)
                 plan = await loop.run_in_executor(None, compile.build, task, self._root, self._app.plan)
             except Exception as error:  # whatever is wrong with the new plan, the old one serves on
                 if not isinstance(error, TaskError):

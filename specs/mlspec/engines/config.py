@@ -16,6 +16,9 @@ PART = "mlspec.dev/part"
 """Label: `record`, `code` or `task`."""
 LARGEST = 900 * 2**10
 """Bytes of keys and values. Kubernetes refuses more than 1 MiB; the rest is for metadata."""
+MOST = 8
+"""ConfigMaps that are joined to one folder: every one is an object in etcd, and is read when a pod starts."""
+WAYS_OUT = "keep the target's data in S3 (storage: s3://...), or put large files into a Dataset or the image"
 LONGEST_KEY = 253
 _UNSAFE = re.compile(rb"[^-._a-zA-Z0-9]|_(?=[0-9a-f]{2})")
 
@@ -30,26 +33,56 @@ def path_of(key: str) -> str:
     return re.sub(rb"_([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), key.encode()).decode()
 
 
-def data(files: Mapping[str, bytes]) -> dict[str, dict[str, str]] | str:
-    """`data` (text) and `binaryData` (all else, base64) of a ConfigMap with these files by path, or why it cannot be."""
+def content(files: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
+    """`data` (text) and `binaryData` (all else, base64) of a ConfigMap with these files by path."""
     texts: dict[str, str] = {}
     binaries: dict[str, str] = {}
     for path, content in sorted(files.items()):
-        name = key(path)
-        if len(name) > LONGEST_KEY:
-            return f"the path {path} is too long for a ConfigMap; shorten it or put the file into the image"
-        try:
-            texts[name] = content.decode("utf-8")
-        except UnicodeDecodeError:
-            binaries[name] = base64.b64encode(content).decode()
-    size = sum(len(name) + len(value.encode()) for part in (texts, binaries) for name, value in part.items())
-    if size > LARGEST:
-        largest = max(files, key=lambda path: len(files[path]))
-        return (
-            f"{size >> 10} KiB of files are more than a ConfigMap holds ({LARGEST >> 10} KiB; the largest is {largest}); "
-            "put large files into a Dataset or the image"
-        )
+        text = _text(content)
+        if text is None:
+            binaries[key(path)] = base64.b64encode(content).decode()
+        else:
+            texts[key(path)] = text
     return {"data": texts} | ({"binaryData": binaries} if binaries else {})
+
+
+def split(files: Mapping[str, bytes]) -> list[dict[str, bytes]] | str:
+    """The files in as few ConfigMaps as their order allows, or why they fit into none, or not into `MOST`."""
+    parts: list[dict[str, bytes]] = [{}]
+    room = LARGEST
+    for path, content in sorted(files.items()):
+        if len(key(path)) > LONGEST_KEY:
+            return f"the path {path} is too long for a ConfigMap; shorten it or put the file into the image"
+        size = _size(path, content)
+        if size > LARGEST:
+            return f"the file {path} ({size >> 10} KiB) is larger than a ConfigMap ({LARGEST >> 10} KiB); {WAYS_OUT}"
+        if size > room:
+            parts.append({})
+            room = LARGEST
+        parts[-1][path] = content
+        room -= size
+    if len(parts) > MOST:
+        size = sum(_size(path, content) for path, content in files.items())
+        return f"{size >> 10} KiB of files are more than {MOST} ConfigMaps hold; {WAYS_OUT}"
+    return parts
+
+
+def fits(files: Mapping[str, bytes]) -> bool:
+    """Whether one ConfigMap holds the files."""
+    parts = split(files)
+    return not isinstance(parts, str) and len(parts) == 1
+
+
+def _size(path: str, content: bytes) -> int:
+    """Bytes of a file in a ConfigMap, with its key."""
+    return len(key(path)) + (len(content) if _text(content) is not None else -(-len(content) // 3) * 4)
+
+
+def _text(content: bytes) -> str | None:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def config_map(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +90,12 @@ def config_map(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, **content}
 
 
-def volume(name: str, config_map: str, paths: Mapping[str, bytes]) -> dict[str, Any]:
-    """The volume of a pod in which the files have their paths again."""
-    items = [{"key": key(path), "path": path} for path in sorted(paths)]
-    return {"name": name, "configMap": {"name": config_map, "items": items}}
+def volume(name: str, config_maps: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
+    """The volume of a pod in which the files, by the ConfigMap that holds them, have their paths again."""
+    sources = [
+        {"name": one, "items": [{"key": key(path), "path": path} for path in sorted(paths)]}
+        for one, paths in config_maps.items()
+    ]
+    if len(sources) == 1:
+        return {"name": name, "configMap": sources[0]}
+    return {"name": name, "projected": {"sources": [{"configMap": one} for one in sources]}}

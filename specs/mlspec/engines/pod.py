@@ -100,34 +100,46 @@ def prepare(
     """
     if any(0 < step.needs.gpu < 1 for step in steps):
         return "a share of a GPU (gpuShare) is not supported on Kubernetes yet; ask for whole GPUs with gpu"
+    scratch = settings.storage.startswith("s3://")
     documents = {step.name: _document(owner, step, settings, port) for step in steps}
     as_files = {
         f"{name}.json": json.dumps(document, sort_keys=True, indent=1).encode()
         for name, document in documents.items()
         if port is not None or len(_argument(document)) > LONGEST_ARGUMENT
     }
+    bundles = sorted(set(_bundles(list(documents.values()))))
     code = {
         path.removeprefix("code/") + "/" + name: content
-        for path in sorted(set(_bundles(list(documents.values()))))
+        for path in bundles
         for name, content in settings.bundles.get(path, {}).items()
     }
+    if scratch and not all(in_config_map(path, settings.bundles.get(path, {})) for path in bundles):
+        code = {}  # the process pulls it from the bucket, all of it: a volume at its folder would be in the way
     volumes: list[tuple[dict[str, Any], str]] = [({"name": "tmp", "emptyDir": {}}, "/tmp")]
     if settings.storage.startswith("pvc://"):
         claim = settings.storage.removeprefix("pvc://").split("/", 1)[0]
         volumes.append(({"name": "storage", "persistentVolumeClaim": {"claimName": claim}}, ROOT))
+    elif scratch:
+        volumes.append(({"name": "storage", "emptyDir": {}}, ROOT))
     manifests: list[Manifest] = []
     for part, files, path in (("code", code, f"{ROOT}/code"), ("task", as_files, TASKS)):
         if not files:
             continue
-        content = config.data(files)
-        if isinstance(content, str):
-            return content
-        name = f"{owner}-{part}" if once else f"{owner}-{part}-{digest(content)[:8]}"
-        body = config.config_map(metadata(name, settings, origin, {config.PART: part}), content)
-        manifests.append(Manifest(body, origin, create_only=True))
-        volumes.append((config.volume(part, name, files), path))
+        parts = config.split(files)
+        if isinstance(parts, str):
+            return parts
+        named: dict[str, Mapping[str, bytes]] = {}
+        for one in parts:
+            content = config.content(one)
+            whole = once and len(parts) == 1
+            name = f"{owner}-{part}" if whole else f"{owner}-{part}-{digest(content)[:8]}"
+            body = config.config_map(metadata(name, settings, origin, {config.PART: part}), content)
+            manifests.append(Manifest(body, origin, create_only=True))
+            named[name] = one
+        volumes.append((config.volume(part, named), path))
     mounts = [
-        {"name": volume["name"], "mountPath": path} | ({"readOnly": True} if "configMap" in volume else {})
+        {"name": volume["name"], "mountPath": path}
+        | ({"readOnly": True} if volume.keys() & {"configMap", "projected"} else {})
         for volume, path in volumes
     ]
     limit = min(LONGEST_MESSAGE, MESSAGES // len(steps)) if together else LONGEST_MESSAGE
@@ -144,6 +156,12 @@ def prepare(
         for step in steps
     }
     return Prepared(tuple(manifests), containers, [volume for volume, _ in volumes])
+
+
+def in_config_map(path: str, files: Mapping[str, bytes]) -> bool:
+    """Whether a code bundle (`code/...` -> its files) is small enough to travel with the objects. With storage in S3 larger
+    ones are pulled from the bucket."""
+    return config.fits({path.removeprefix("code/") + "/" + name: content for name, content in files.items()})
 
 
 def spec(
@@ -213,6 +231,7 @@ def _container(
 ) -> dict[str, Any]:
     env = {
         "MLSPEC_ROOT": ROOT,
+        **({"MLSPEC_STORAGE": settings.storage} if settings.storage.startswith("s3://") else {}),
         "MLSPEC_MESSAGE": MESSAGE,
         **({"MLSPEC_MESSAGE_LIMIT": str(limit)} if limit < LONGEST_MESSAGE else {}),
         "HOME": "/tmp",

@@ -16,6 +16,13 @@ from mlspec.resource import Base, Name, OneOf, Path, Resource, Share
 ADDRESS = re.compile(r"https?://[^/@\s?#]+(/[^\s?#]*)?")
 """Of a server; whoever it lets in stands elsewhere."""
 
+STORAGE = "write pvc://CLAIM or s3://BUCKET/PREFIX"
+CLAIM = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+BUCKET = r"[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]"
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
+SEGMENT = r"(?!\.{1,2}$)[A-Za-z0-9!_.*'()-]+"
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html"""
+
 
 class LocalTarget(Base):
     """This machine: processes, DuckDB and Parquet, SQLite, MLflow on SQLite. Nothing to install."""
@@ -89,7 +96,9 @@ class Target(OneOf):
     kubernetes: KubernetesTarget | None = None
     """A Kubernetes namespace."""
     storage: str | None = None
-    """Where data, models and logs live: `pvc://CLAIM` on Kubernetes (`s3://BUCKET/PREFIX` is not supported by the runtime yet).
+    """Where data, models and logs live on Kubernetes: `pvc://CLAIM`, or `s3://BUCKET/PREFIX` in S3 or what speaks its protocol.
+    Endpoint, region and credentials are no part of it: they are the environment of the pods (the Secret `PROJECT-env`:
+    `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`), or the identity of their service account.
     The local target keeps them in `.mlspec/store`."""
     tracking: str | None = None
     """MLflow tracking URI. Local default: an SQLite database under `.mlspec`."""
@@ -141,6 +150,8 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
                 "remove storage",
                 on_key=True,
             )
+        elif target.storage is not None and (words := _bad_storage(target.storage)):
+            yield Problem("bad-storage", words, ("spec", "targets", name, "storage"), STORAGE)
         if target.kubernetes is not None:
             yield from _cluster(target.kubernetes, ("spec", "targets", name, "kubernetes"))
 
@@ -151,3 +162,24 @@ def _cluster(target: KubernetesTarget, path: Path) -> Iterator[Problem]:
     if target.argo is not None and not ADDRESS.fullmatch(target.argo.server):
         words = f'"{target.argo.server}" is no address of a server'
         yield Problem("bad-address", words, (*path, "argo", "server"), "write https://HOST:PORT")
+
+
+def _bad_storage(storage: str) -> str:
+    """Why a storage cannot be meant; empty when it can."""
+    scheme, _, rest = storage.partition("://")
+    place, _, prefix = rest.partition("/")
+    match scheme:
+        case "pvc" if not re.fullmatch(CLAIM, rest):
+            return f'"{rest}" is no name of a PersistentVolumeClaim'
+        case "s3" if not re.fullmatch(BUCKET, place) or ".." in place or re.fullmatch(r"[\d.]+", place):
+            return f'"{place}" is no name of a bucket: 3 to 63 small letters, digits, dots and hyphens'
+        case "s3" if not all(
+            re.fullmatch(SEGMENT, one) for one in prefix.removesuffix("/").split("/") if prefix
+        ):
+            return (
+                f'"{prefix}" is no prefix: folders of letters, digits and !_.*()\'-, one slash between them'
+            )
+        case "pvc" | "s3":
+            return ""
+        case _:
+            return f'"{storage}" is no storage'

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[4]
 DOCKERFILE = "deploy/image/Dockerfile"
 LIBRARIES = (DOCKERFILE, "requirements/runtime.txt")
 """What the layers with the libraries are made of."""
-CODE = ("specs/mlspec", "runtime/mlspec_runtime", "deploy/image")
+CODE = ("specs/mlspec", "runtime/mlspec_runtime", "storage/mlspec_storage", "deploy/image")
 """What the layers above them are made of."""
 
 ARGOEXEC = "localhost/argoexec:v3.7.3"
