@@ -328,6 +328,47 @@ def test_what_does_not_change_is_pulled_once(place: Place) -> None:
     assert {path.name for path in (root / PLACE / "model").iterdir()} == {"model.pkl", "model.json"}
 
 
+def test_an_answer_that_breaks_off_is_read_again(place: Place) -> None:
+    """A file is there whole or not at all."""
+    place.attempt(writes("a"))
+    cut: list[str] = []
+
+    def once(method: str, path: str) -> str | None:
+        if path.endswith("model.pkl") and len(cut) < 2:
+            cut.append(path)
+            return "cut"
+        return None
+
+    place.server.fault = once
+    assert place.seen() == {"a"}
+    assert len(cut) == 2
+
+
+def test_the_steps_of_one_pod_share_its_folder(place: Place) -> None:
+    """With the job engine the earlier step is an init container: what it made is not pulled; in the pod of a second attempt
+    it is, because there the earlier step only finds its result."""
+    early = STEP | {"subject": "frames", "step": "frames", "data": {}}
+
+    def rows(task: Document, root: Path) -> Document:
+        (root / "runs/r-1/frames").mkdir(parents=True, exist_ok=True)
+        (root / "runs/r-1/frames/train.parquet").write_text("rows")
+        return {}
+
+    def reads(task: Document, root: Path) -> Document:
+        return {"read": (root / "runs/r-1/frames/train.parquet").read_text()}
+
+    mirror, root = place.mirror()
+    assert perform(rows, early, root, mirror) == 0
+    after = Mirror(mirror.bucket.url, root)
+    before = len(place.server.requests)
+    after.prepare(STEP)
+    assert not [path for _, path in place.server.requests[before:] if path.endswith("frames/train.parquet")]
+    mirror, root = place.mirror()
+    assert perform(rows, early, root, mirror) == 0
+    assert perform(reads, STEP, root, Mirror(mirror.bucket.url, root)) == 0
+    assert json.loads((root / PLACE / "result.json").read_text())["read"] == "rows"
+
+
 def test_a_folder_without_its_last_file_is_not_there(place: Place) -> None:
     """A snapshot that somebody is still writing is no snapshot."""
     place.server.write(place.bucket, "team/datasets/d/1/data.parquet", b"rows")
@@ -377,6 +418,7 @@ def test_a_value_of_a_user_is_no_path() -> None:
             FINAL,
             "may not be used with these credentials (AccessDenied); it needs s3:ListBucket",
         ),
+        ("NotImplemented", FINAL, "does not know conditional writes; take one that does"),
         ("SlowDown", 1, "answered SlowDown; it is tried again"),
     ],
 )
