@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlspec_runtime import dataset, frames, inputs, task, train
@@ -168,7 +169,12 @@ def test_the_files_have_their_usual_names(place: Place) -> None:
     assert set(place.objects()) == {f"{PLACE}/{name}" for name in (*MODEL, "result.json")}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.generate],  # an order that fails is short enough to read
+)
 @given(turns=st.lists(st.integers(0, 2), max_size=14))
 def test_attempts_that_race_agree_on_one_result(place: Place, turns: list[int]) -> None:
     """Writes of three attempts in any order: all return the first result, whose files never change."""
@@ -259,6 +265,42 @@ def test_kill_9_between_any_two_writes(place: Place, survived: int) -> None:
     code, result = place.attempt(writes("next"))
     assert (code, result["by"]) == (0, "killed" if done else "next")
     assert place.seen() == {result["by"]}
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_snapshot_is_there_when_its_last_file_is(place: Place, survived: int) -> None:
+    """Killed between any two writes: nobody reads a half, the next attempt completes it, and a third changes nothing."""
+    early = STEP | {"subject": "dataset", "step": "dataset", "code": None}
+
+    def subject(task: Document, root: Path) -> Document:
+        (root / "datasets/d/1").mkdir(parents=True)
+        for name in ("data.parquet", "snapshot.json"):
+            (root / "datasets/d/1" / name).write_text(f"{name} of {root.name}")
+        return {"path": "datasets/d/1"}
+
+    def seen() -> list[str]:
+        mirror, root = place.mirror()
+        mirror.pull("datasets/d/1")
+        return sorted(path.name for path in (root / "datasets").rglob("*.*"))
+
+    mirror, root = place.mirror()
+    write, left = mirror.bucket._write, [survived]
+
+    def dying(*arguments: Any) -> str | None:
+        if not left[0]:
+            raise SystemExit(137)
+        left[0] -= 1
+        return write(*arguments)
+
+    mirror.bucket._write = dying  # type: ignore[method-assign]
+    with contextlib.suppress(SystemExit):
+        perform(subject, early, root, mirror)
+    assert seen() == (["data.parquet", "snapshot.json"] if survived > 1 else [])
+    assert place.attempt(subject, early)[0] == 0
+    assert seen() == ["data.parquet", "snapshot.json"]
+    before = place.objects()
+    assert place.attempt(subject, early)[0] == 0
+    assert place.objects() == before
 
 
 def test_an_answer_that_was_lost_is_our_own_commit(place: Place) -> None:
