@@ -20,8 +20,8 @@ Request = tuple[str, str]
 """Method and path with query, as `PUT /bucket/key`."""
 Fault = Callable[[str, str], str | None]
 """What happens to a request: None (nothing), `CODE` (that error, with the status `FAULTS` has), `lost` (done, and its answer is
-lost)."""
-FAULTS = {"AccessDenied": 403, "SlowDown": 503, "InternalError": 500}
+lost), `cut` (its answer ends in the middle)."""
+FAULTS = {"AccessDenied": 403, "NotImplemented": 501, "SlowDown": 503, "InternalError": 500}
 
 
 @dataclass
@@ -104,6 +104,8 @@ class S3:
             return [body]
         with self._lock:  # else two conditional writes could both find nothing
             done = list(self._moto(environ, start))
+        if fault == "cut":
+            return [b"".join(done)[: len(b"".join(done)) // 2]]
         if fault == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return done

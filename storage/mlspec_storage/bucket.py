@@ -25,6 +25,8 @@ from botocore.config import Config
 
 PART = 64 * 2**20
 """Bytes of one request; larger files go in parts. S3 takes 10,000 of them, so up to 640 GB."""
+READS = 3
+"""Attempts to read a file to its end."""
 CONFLICTS = 6
 """Attempts of a write while the server is busy with another one to the same key (409)."""
 SHA256 = "sha256"
@@ -93,6 +95,17 @@ class Bucket:
 
     def fetch(self, path: str, target: Path) -> str | None:
         """Write an object to a file, whole or not at all; returns its ETag, or None when there is none."""
+        for _ in range(
+            READS - 1
+        ):  # the client repeats requests, and not what breaks while their answer is read
+            try:
+                return self._fetch(path, target)
+            except Refused as error:
+                if not error.passing:
+                    raise
+        return self._fetch(path, target)
+
+    def _fetch(self, path: str, target: Path) -> str | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
@@ -236,6 +249,11 @@ class Bucket:
         if code in DENIED:
             message = f"the bucket {self._name} may not be used with these credentials ({code})"
             return Refused(message, f"{RIGHTS}; {CREDENTIALS}")
+        if code in ("501", "NotImplemented"):
+            return Refused(
+                f"the server of the bucket {self._name} does not know conditional writes",
+                "take one that does: If-None-Match and If-Match of PutObject",
+            )
         if code in ELSEWHERE:
             return Refused(f"the bucket {self._name} is in another region ({code})", "set AWS_REGION")
         passing = code in PASSING or code.startswith("5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlspec_runtime import dataset, frames, inputs, task, train
@@ -168,7 +169,12 @@ def test_the_files_have_their_usual_names(place: Place) -> None:
     assert set(place.objects()) == {f"{PLACE}/{name}" for name in (*MODEL, "result.json")}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.generate],  # an order that fails is short enough to read
+)
 @given(turns=st.lists(st.integers(0, 2), max_size=14))
 def test_attempts_that_race_agree_on_one_result(place: Place, turns: list[int]) -> None:
     """Writes of three attempts in any order: all return the first result, whose files never change."""
@@ -261,6 +267,42 @@ def test_kill_9_between_any_two_writes(place: Place, survived: int) -> None:
     assert place.seen() == {result["by"]}
 
 
+@pytest.mark.parametrize("survived", range(4))
+def test_a_snapshot_is_there_when_its_last_file_is(place: Place, survived: int) -> None:
+    """Killed between any two writes: nobody reads a half, the next attempt completes it, and a third changes nothing."""
+    early = STEP | {"subject": "dataset", "step": "dataset", "code": None}
+
+    def subject(task: Document, root: Path) -> Document:
+        (root / "datasets/d/1").mkdir(parents=True)
+        for name in ("data.parquet", "snapshot.json"):
+            (root / "datasets/d/1" / name).write_text(f"{name} of {root.name}")
+        return {"path": "datasets/d/1"}
+
+    def seen() -> list[str]:
+        mirror, root = place.mirror()
+        mirror.pull("datasets/d/1")
+        return sorted(path.name for path in (root / "datasets").rglob("*.*"))
+
+    mirror, root = place.mirror()
+    write, left = mirror.bucket._write, [survived]
+
+    def dying(*arguments: Any) -> str | None:
+        if not left[0]:
+            raise SystemExit(137)
+        left[0] -= 1
+        return write(*arguments)
+
+    mirror.bucket._write = dying  # type: ignore[method-assign]
+    with contextlib.suppress(SystemExit):
+        perform(subject, early, root, mirror)
+    assert seen() == (["data.parquet", "snapshot.json"] if survived > 1 else [])
+    assert place.attempt(subject, early)[0] == 0
+    assert seen() == ["data.parquet", "snapshot.json"]
+    before = place.objects()
+    assert place.attempt(subject, early)[0] == 0
+    assert place.objects() == before
+
+
 def test_an_answer_that_was_lost_is_our_own_commit(place: Place) -> None:
     """The client asks again and hears that there is a result: it is ours."""
     lost: list[str] = []
@@ -328,6 +370,47 @@ def test_what_does_not_change_is_pulled_once(place: Place) -> None:
     assert {path.name for path in (root / PLACE / "model").iterdir()} == {"model.pkl", "model.json"}
 
 
+def test_an_answer_that_breaks_off_is_read_again(place: Place) -> None:
+    """A file is there whole or not at all."""
+    place.attempt(writes("a"))
+    cut: list[str] = []
+
+    def once(method: str, path: str) -> str | None:
+        if path.endswith("model.pkl") and len(cut) < 2:
+            cut.append(path)
+            return "cut"
+        return None
+
+    place.server.fault = once
+    assert place.seen() == {"a"}
+    assert len(cut) == 2
+
+
+def test_the_steps_of_one_pod_share_its_folder(place: Place) -> None:
+    """With the job engine the earlier step is an init container: what it made is not pulled; in the pod of a second attempt
+    it is, because there the earlier step only finds its result."""
+    early = STEP | {"subject": "frames", "step": "frames", "data": {}}
+
+    def rows(task: Document, root: Path) -> Document:
+        (root / "runs/r-1/frames").mkdir(parents=True, exist_ok=True)
+        (root / "runs/r-1/frames/train.parquet").write_text("rows")
+        return {}
+
+    def reads(task: Document, root: Path) -> Document:
+        return {"read": (root / "runs/r-1/frames/train.parquet").read_text()}
+
+    mirror, root = place.mirror()
+    assert perform(rows, early, root, mirror) == 0
+    after = Mirror(mirror.bucket.url, root)
+    before = len(place.server.requests)
+    after.prepare(STEP)
+    assert not [path for _, path in place.server.requests[before:] if path.endswith("frames/train.parquet")]
+    mirror, root = place.mirror()
+    assert perform(rows, early, root, mirror) == 0
+    assert perform(reads, STEP, root, Mirror(mirror.bucket.url, root)) == 0
+    assert json.loads((root / PLACE / "result.json").read_text())["read"] == "rows"
+
+
 def test_a_folder_without_its_last_file_is_not_there(place: Place) -> None:
     """A snapshot that somebody is still writing is no snapshot."""
     place.server.write(place.bucket, "team/datasets/d/1/data.parquet", b"rows")
@@ -377,6 +460,7 @@ def test_a_value_of_a_user_is_no_path() -> None:
             FINAL,
             "may not be used with these credentials (AccessDenied); it needs s3:ListBucket",
         ),
+        ("NotImplemented", FINAL, "does not know conditional writes; take one that does"),
         ("SlowDown", 1, "answered SlowDown; it is tried again"),
     ],
 )
