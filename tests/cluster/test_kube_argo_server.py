@@ -6,15 +6,18 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster import archive
 from cluster.bed import controllers, kwok, simulation
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import free_ports, wait_for
 from cluster.shop import Shop
 from mlspec_reconciler.cluster import Refused, Unavailable
 from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
+from s3 import S3, SECRET
 
 ARGO = "argoproj.io/v1alpha1"
 
@@ -66,6 +69,13 @@ def name(shop: Shop) -> str:
     return str(metadata["name"])
 
 
+def nodes(shop: Shop) -> dict[str, Any]:
+    """Argo's account of it."""
+    status = workflow(shop)["status"]
+    assert isinstance(status, dict)
+    return dict(status["nodes"])
+
+
 def test_a_failed_run_goes_on_where_it_failed(shop: Shop) -> None:
     """The object stays the same, so that what has succeeded is not repeated and what is known of it is not lost."""
     simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "fail", "rows.exit-code": "2"})
@@ -107,6 +117,38 @@ def test_a_run_is_stopped_by_the_server_and_retried_after(shop: Shop) -> None:
     simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "succeed"})
     assert shop.run("retry", run, "--yes").code == 0
     wait_for(lambda: phase(shop) == "Succeeded", "the run to succeed", timeout=60)
+
+
+def test_a_log_outlives_its_pod(shop: Shop, s3_server: S3) -> None:
+    """The first question about a run of last week is what it has printed."""
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "succeed"})
+    shop.apply()
+    wait_for(lambda: phase(shop) == "Succeeded", "the run to succeed", timeout=60)
+    pods = f"/api/v1/namespaces/{shop.namespace}/pods"
+    wait_for(lambda: not shop.plane.api.request("GET", pods)["items"], "Argo to remove the pod", timeout=60)
+    nothing = shop.run("logs", "Dataset/rows")
+    assert nothing.code == 1
+    assert "Argo has archived none: archiveLogs of its artifact repository does" in nothing.err
+
+    # What the executor of a real pod reports; the real one does so in `tests/e2e/test_archived_logs.py`.
+    bucket = s3_server.bucket()
+    s3_server.write(bucket, "rows/main.log", b"one\ntwo\nlevel=info msg=done argo=true\n")
+    shop.plane.apply([archive.credentials(shop.namespace, s3_server)])
+    archived = {"name": "main-logs", "s3": {"key": "rows/main.log", **archive.location(s3_server, bucket)}}
+    [node] = [key for key, one in nodes(shop).items() if one["type"] == "Pod"]
+    change = {"status": {"nodes": {node: {"outputs": {"artifacts": [archived]}}}}}
+    shop.edit("Workflow", name(shop), change)
+    done = shop.run("logs", name(shop))
+    assert (done.code, done.out) == (0, "==> dataset (archived)\none\ntwo\n"), done.text
+    assert shop.run("logs", "Dataset/rows", "--lines", "1").out.endswith("(archived)\ntwo\n")
+
+    s3_server.fault = lambda method, path: "AccessDenied"
+    try:
+        lost = shop.run("logs", "Dataset/rows")
+    finally:
+        s3_server.fault = None
+    assert "the Argo Server" in lost.out
+    assert SECRET not in lost.text
 
 
 def test_what_the_server_refuses_is_said_in_words(
