@@ -29,7 +29,9 @@ from mlspec_storage import Bucket, Refused
 from mlspec_storage.bucket import digest
 
 RESULT = "result.json"
-OURS = (RESULT, "error.json", "lock", "outcome.json")
+KEPT = "outcome.json"
+"""What a training keeps when all but the end of its MLflow run is done (`train`)."""
+OURS = (RESULT, "error.json", "lock", KEPT)
 """Files of a step's folder that are no part of what it made."""
 MARKERS = {"datasets": "snapshot.json", "features": "meta.json"}
 """The file without which a folder is not complete."""
@@ -54,7 +56,7 @@ class Mirror:
         """As in `task.Storage`."""
         with _words():
             place = _step(task)
-            found = self._result(place)
+            found = self._document(place, RESULT)
             return None if found is None else self._adopt(place, RESULT, found)
 
     def prepare(self, task: Document) -> None:
@@ -62,8 +64,8 @@ class Mirror:
         with _words():
             for path in inputs.of(task):
                 self._pull(path)
-            if task["subject"] == "train" and (kept := self.bucket.read(f"{_step(task)}/outcome.json")):
-                self._adopt(_step(task), "outcome.json", json.loads(kept.data))
+            if task["subject"] == "train" and (kept := self._document(_step(task), KEPT)):
+                self._adopt(_step(task), KEPT, kept)
 
     def keep(self, task: Document, name: str, outcome: Document) -> Document:
         """As in `task.Storage`."""
@@ -136,15 +138,15 @@ class Mirror:
             self._pushed[place] = files
             write_json(self._root / place / name, document)
             return document
-        first = self.bucket.read(f"{place}/{name}")
+        first = self._document(place, name)
         assert first is not None  # nobody deletes it
         print(f"{place}: another attempt was faster; its {name} counts", flush=True)
-        return self._adopt(place, name, json.loads(first.data))
+        return self._adopt(place, name, first)
 
     def _adopt(self, place: str, name: str, found: Document) -> Document:
         """Take over what is committed: the document and its files, in the place of what may be there."""
         folder = self._root / place
-        files = found.get("files") or {"at": place, "sha256": {}}
+        files = found["files"]
         if self._pushed.get(place) != files:
             for item in folder.iterdir() if folder.exists() else ():
                 if item.name != "lock":
@@ -195,7 +197,7 @@ class Mirror:
         target = self._root / place / inner
         if target.exists() if inner else (target / RESULT).exists():
             return
-        result = self._results.get(place) or self._result(place)
+        result = self._results.get(place) or self._document(place, RESULT)
         if result is None:
             return
         self._results[place] = result
@@ -208,16 +210,17 @@ class Mirror:
             below = {k.removeprefix(f"{inner}/"): v for k, v in files.items() if k.startswith(f"{inner}/")}
             self._appear(below, target)
 
-    def _result(self, place: str) -> Document | None:
-        """A committed result; one that was copied from another storage names no files, so they are listed."""
-        found = self.bucket.read(f"{place}/{RESULT}")
+    def _document(self, place: str, name: str) -> Document | None:
+        """What a step has put with its files; one that was copied from a disk names none, so they are listed."""
+        found = self.bucket.read(f"{place}/{name}")
         if found is None:
             return None
-        result: Document = json.loads(found.data)
-        if "files" not in result:
-            names = (path.removeprefix(f"{place}/") for path in self.bucket.paths(place))
-            result["files"] = {"at": place, "sha256": {name: "" for name in names if name not in OURS}}
-        return result
+        document: Document = json.loads(found.data)
+        if "files" not in document:
+            listed = (path.removeprefix(f"{place}/") for path in self.bucket.paths(place))
+            names = [one for one in listed if one not in OURS and not one.startswith("attempt-")]
+            document["files"] = {"at": place, "sha256": dict.fromkeys(names, "")}
+        return document
 
     def _appear(self, files: Mapping[str, tuple[str, str]], target: Path) -> None:
         """Make a folder of objects, all at once."""

@@ -433,6 +433,21 @@ def test_a_run_that_was_copied_from_a_disk_is_read(place: Place, tmp_path: Path)
     assert place.attempt(writes("b"))[1]["by"] == "a"
 
 
+def test_a_training_that_was_copied_before_its_end_keeps_its_model(place: Place, tmp_path: Path) -> None:
+    """Its outcome names no files, as on a disk; they are those beside it."""
+    (tmp_path / "disk" / PLACE).mkdir(parents=True)
+    writes("a")(STEP, tmp_path / "disk")
+    (tmp_path / "disk" / PLACE / "outcome.json").write_text('{"by": "a"}')
+    place.server.put(place.bucket, tmp_path / "disk", place.prefix)
+
+    def closes(task: Document, root: Path) -> Document:
+        found: Document = json.loads((root / PLACE / "outcome.json").read_text())
+        return found
+
+    assert place.attempt(closes)[0] == 0
+    assert place.seen() == {"a"}
+
+
 def test_a_file_that_somebody_changed_is_refused(place: Place) -> None:
     """A model is what its run has written, or it is an error."""
     place.attempt(writes("a"))
