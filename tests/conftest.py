@@ -79,6 +79,14 @@ def s3_server() -> Iterator[s3.S3]:
 
 
 @pytest.fixture
+def node_s3(real_node: node.Node) -> Iterator[s3.S3]:
+    """An S3 server where the node's pods reach it: on the address of the host."""
+    server = s3.S3(real_node.machine.host_address)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
 def bucket(s3_server: s3.S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new bucket, and the environment of a process that may use it."""
     for name, value in s3_server.environment.items():

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from cluster import archive
 from cluster.bed import controllers
@@ -35,19 +32,11 @@ spec:
 LOAD = 'def rows():\n    print("seventeen rows came")\n    return [{"n": n} for n in range(17)]\n'
 
 
-@pytest.fixture
-def server(real_argo: Node) -> Iterator[S3]:
-    """S3 where the node's pods reach it: on the address of the host."""
-    running = S3(real_argo.machine.host_address)
-    yield running
-    running.stop()
-
-
-def test_a_finished_run_still_says_what_it_has_printed(real_argo: Node, server: S3, tmp_path: Path) -> None:
+def test_a_finished_run_still_says_what_it_has_printed(real_argo: Node, node_s3: S3, tmp_path: Path) -> None:
     """Pods of steps that succeeded are removed at once; who asks a week later gets an answer all the same."""
     plane = real_argo.plane
     namespace = plane.namespace("archived", security="restricted")
-    plane.apply(archive.repository(namespace, server, server.bucket()))
+    plane.apply(archive.repository(namespace, node_s3, node_s3.bucket()))
     url = controllers.start_argo_server(plane)
     authority = tmp_path / "ca.crt"
     authority.write_text(plane.authority.bundle)

@@ -7,11 +7,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cluster.bed.node.node import Node
 from cluster.bed.processes import wait_for
@@ -109,33 +106,25 @@ class Tumours(Project):
         return next((one["result"] for one in objects if one["kind"] == "CronWorkflow"), None) or {}
 
 
-@pytest.fixture
-def server(real_argo: Node) -> Iterator[S3]:
-    """S3 where the node's pods reach it: on the address of the host."""
-    running = S3(real_argo.machine.host_address)
-    yield running
-    running.stop()
-
-
-def test_a_bucket_takes_the_place_of_a_claim(real_argo: Node, server: S3, tmp_path: Path) -> None:
+def test_a_bucket_takes_the_place_of_a_claim(real_argo: Node, node_s3: S3, tmp_path: Path) -> None:
     """Dataset, training, service and monitoring find each other's files in the bucket; run, model and prediction are the
     laptop's."""
-    bucket = server.bucket()
+    bucket = node_s3.bucket()
     project = Tumours(tmp_path / "tumours", real_argo, f"s3://{bucket}/team", {"table.bin": 2 * 2**20})
     with (project.folder / "project.yaml").open("a") as file:
         file.write(POLICY)
 
     # The code is larger than a ConfigMap. Without credentials nothing is applied, and the way out is said.
-    nobody = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": server.endpoint}
+    nobody = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": node_s3.endpoint}
     assert "AWS_ACCESS_KEY_ID" in project.apply(code=1, **nobody)
     assert not project.names("workflows")
 
     # Pods have the environment of the SDK from the project's Secret.
     real_argo.plane.kubectl(
         "create", "secret", "generic", "tumours-env", "-n", project.namespace,
-        *(f"--from-literal={name}={value}" for name, value in server.environment.items()),
+        *(f"--from-literal={name}={value}" for name, value in node_s3.environment.items()),
     )  # fmt: skip
-    told = project.apply(**server.environment)
+    told = project.apply(**node_s3.environment)
     assert "tumour answers at" in told
     assert SECRET not in told
     assert not project.names("persistentvolumeclaims")
@@ -154,12 +143,12 @@ def test_a_bucket_takes_the_place_of_a_claim(real_argo: Node, server: S3, tmp_pa
     assert pods["model_version"] == laptop["model_version"] == run
     assert pods["outputs"] == laptop["outputs"]
     model = f"runs/{run}/train/model/model.pkl"
-    there = server.objects(bucket, "team/")
+    there = node_s3.objects(bucket, "team/")
     assert there[f"team/{model}"] == (project.folder / ".mlspec/store" / model).read_bytes()
 
     # The request log reaches the bucket, and the policy that reads it keeps its state there.
     wait_for(lambda: bool(project.evaluation().get("windows")), "the policy counts", timeout=240, every=5)
-    kept = {key.split("/")[1] for key in server.objects(bucket, "team/")}
+    kept = {key.split("/")[1] for key in node_s3.objects(bucket, "team/")}
     assert kept == {"code", "datasets", "logs", "monitors", "runs"}
 
 
