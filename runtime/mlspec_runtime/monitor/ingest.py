@@ -42,8 +42,8 @@ def ingest(
 ) -> tuple[int, list[str]]:
     """Add all new files of `log` to the counts of windows of `window` microseconds.
 
-    `references` by run name (see `reference.Library`). `keys`: input columns that identify a row in the ground truth; rows are kept for the join
-    when there are any. Returns the number of new rows and the names of files that cannot be read (tried again later).
+    `references` by run name (see `reference.Library`). `keys`: input columns that identify a row in the ground
+    truth; rows are kept for the join when there are any. Returns the number of new rows and the names of files that cannot be read (tried again later).
     """
     known = ingested(store)
     names = sorted(path.name for path in log.glob("*.parquet") if not path.name.startswith("."))

@@ -2,7 +2,8 @@
 
 At least once, in order for each receiver: a message that fails holds back those behind it until it is delivered or
 given up. Nothing is sent before the state that says so is safe where the next evaluation reads it (`due`, then
-`evaluate` saves): an alert that was told is remembered, and so its end is told too. The `Idempotency-Key` lets a receiver drop repetitions. Nothing here fails an evaluation.
+`evaluate` saves): an alert that was told is remembered, and so its end is told too. The `Idempotency-Key` lets a
+receiver drop repetitions. Nothing here fails an evaluation.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def build(
 class Library(dict[str, Reference | None]):
     """References by run name, read when they are first asked for; None for a model that has none.
 
-    `pull` brings a path below the root. A model may have served a moment before the task of the monitor knows it, so the place of a training run's
-    reference is tried for any name. Requests that several models answered together (`a+b`) have the features of all.
+    `pull` brings a path below the root. A model may have served a moment before the task of the monitor knows it, so
+    the place of a training run's reference is tried for any name. Requests that several models answered together (`a+b`) have the features of all.
     """
 
     def __init__(self, root: Path, paths: Mapping[str, str], pull: Callable[[str], None]) -> None:

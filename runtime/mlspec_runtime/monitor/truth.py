@@ -47,7 +47,8 @@ def settle(
 ) -> list[str]:  # fmt: skip
     """Write the performance of every window that has become final, or that changed since. Returns problems in words.
 
-    `pull` brings a path below the root, only when a window may be judged; `clock`, `length` and `lateness` in microseconds; `wanted` are metrics that alerts look at.
+    `pull` brings a path below the root, only when a window may be judged. `clock`, `length` and `lateness` in microseconds;
+    `wanted` are metrics that alerts look at.
     """
     before = {
         start: (revision, truth, document)
