@@ -20,7 +20,7 @@ Request = tuple[str, str]
 """Method and path with query, as `PUT /bucket/key`."""
 Fault = Callable[[str, str], str | None]
 """What happens to a request: None (nothing), `CODE` (that error, with the status `FAULTS` has), `lost` (done, and its answer is
-lost), `cut` (its answer ends in the middle)."""
+lost), `cut` (its answer ends in the middle), `blind` (its condition is ignored)."""
 FAULTS = {"AccessDenied": 403, "NotImplemented": 501, "SlowDown": 503, "InternalError": 500}
 
 
@@ -102,6 +102,8 @@ class S3:
             body = f"<Error><Code>{fault}</Code><Message>{SECRET}</Message></Error>".encode()
             start(f"{FAULTS[fault]} {fault}", [("Content-Type", "application/xml")])
             return [body]
+        if fault == "blind":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         with self._lock:  # else two conditional writes could both find nothing
             done = list(self._moto(environ, start))
         if fault == "cut":

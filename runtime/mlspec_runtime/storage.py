@@ -30,8 +30,9 @@ from mlspec_storage.bucket import digest
 
 RESULT = "result.json"
 KEPT = "outcome.json"
+LOCK = "lock"
 """What a training keeps when all but the end of its MLflow run is done (`train`)."""
-OURS = (RESULT, "error.json", "lock", KEPT)
+OURS = (RESULT, "error.json", LOCK, KEPT)
 """Files of a step's folder that are no part of what it made."""
 MARKERS = {"datasets": "snapshot.json", "features": "meta.json"}
 """The file without which a folder is not complete."""
@@ -56,8 +57,10 @@ class Mirror:
         """As in `task.Storage`."""
         with _words():
             place = _step(task)
-            found = self._document(place, RESULT)
-            return None if found is None else self._adopt(place, RESULT, found)
+            if (found := self._document(place, RESULT)) is not None:
+                return self._adopt(place, RESULT, found)
+            self.bucket.insist(f"{place}/{LOCK}")  # before hours of work, not after
+            return None
 
     def prepare(self, task: Document) -> None:
         """As in `task.Storage`; with what an earlier attempt has kept."""
@@ -149,7 +152,7 @@ class Mirror:
         files = found["files"]
         if self._pushed.get(place) != files:
             for item in folder.iterdir() if folder.exists() else ():
-                if item.name != "lock":
+                if item.name != LOCK:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
             self._fetch(_where(files), folder)
             self._pushed[place] = files

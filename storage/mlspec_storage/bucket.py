@@ -151,6 +151,13 @@ class Bucket:
             return True
         return self.digest(path) == digest(body)
 
+    def insist(self, path: str) -> None:
+        """Raise `Refused` when the server takes the condition of a write and writes all the same, as older ones do: shown by an
+        empty object, which is written twice."""
+        self.create(path, b"")
+        if self._write(path, b"", {"IfNoneMatch": "*"}) is not None:
+            raise self._unconditional()
+
     def replace(self, path: str, body: bytes | Path, etag: str | None) -> str | None:
         """Write an object over the version that was read (None: over none). Returns the new ETag, or None when it has changed
         meanwhile."""
@@ -250,10 +257,7 @@ class Bucket:
             message = f"the bucket {self._name} may not be used with these credentials ({code})"
             return Refused(message, f"{RIGHTS}; {CREDENTIALS}")
         if code in ("501", "NotImplemented"):
-            return Refused(
-                f"the server of the bucket {self._name} does not know conditional writes",
-                "take one that does: If-None-Match and If-Match of PutObject",
-            )
+            return self._unconditional()
         if code in ELSEWHERE:
             return Refused(f"the bucket {self._name} is in another region ({code})", "set AWS_REGION")
         passing = code in PASSING or code.startswith("5")
@@ -261,6 +265,12 @@ class Bucket:
             f"the bucket {self._name} answered {code}",
             "it is tried again" if passing else "the server's documentation says what this means",
             passing=passing,
+        )
+
+    def _unconditional(self) -> Refused:
+        return Refused(
+            f"the server of the bucket {self._name} does not know conditional writes",
+            "take one that does: If-None-Match and If-Match of PutObject",
         )
 
     def _endpoint(self) -> str:

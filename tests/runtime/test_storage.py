@@ -27,6 +27,8 @@ from s3 import S3, SECRET
 
 STEP: Document = {"subject": "train", "step": "train", "name": "r-1", "code": {"path": "code/none"}}
 PLACE = "runs/r-1/train"
+ASKED = 2
+"""Writes by which a step sees that the server honours conditions."""
 MODEL = ("model/model.pkl", "model/model.json", "reference.json")
 
 
@@ -118,14 +120,16 @@ def test_a_run_leaves_the_same_bytes_in_a_bucket_as_on_a_disk(
     here = {
         path.relative_to(storage.root).as_posix(): path.read_bytes()
         for path in storage.root.rglob("*")
-        if path.is_file() and path.name != "lock"
+        if path.is_file()
     }
     there = place.objects()
     assert {name for name in here if not name.startswith("code/")} == {
         name for name in there if not name.startswith("code/")
     }
     for name, data in here.items():
-        if name.startswith(f"runs/{read['name']}") or name.endswith(
+        if name.endswith("/lock"):
+            assert there[name] == data == b""
+        elif name.startswith(f"runs/{read['name']}") or name.endswith(
             ("result.json", "outcome.json", "snapshot.json")
         ):
             assert timeless(there[name]) == timeless(data), name
@@ -166,7 +170,7 @@ def test_a_step_that_has_succeeded_is_not_run_again(place: Place) -> None:
 def test_the_files_have_their_usual_names(place: Place) -> None:
     """Whoever looks into the bucket needs no tool of ours; what a dead attempt left with the same content is adopted."""
     place.attempt(writes("a"))
-    assert set(place.objects()) == {f"{PLACE}/{name}" for name in (*MODEL, "result.json")}
+    assert set(place.objects()) == {f"{PLACE}/{name}" for name in (*MODEL, "lock", "result.json")}
 
 
 @settings(
@@ -242,7 +246,7 @@ class Paused:
         return result
 
 
-@pytest.mark.parametrize("survived", range(len(MODEL) + 2))
+@pytest.mark.parametrize("survived", range(ASKED + len(MODEL) + 2))
 def test_kill_9_between_any_two_writes(place: Place, survived: int) -> None:
     """A reader sees nothing or a whole model; the next attempt, with other bytes, succeeds and mixes nothing."""
     if (pid := os.fork()) == 0:
@@ -259,7 +263,7 @@ def test_kill_9_between_any_two_writes(place: Place, survived: int) -> None:
         perform(writes("killed"), STEP, root, mirror)
         os._exit(0)
     os.waitpid(pid, 0)
-    done = survived > len(MODEL)
+    done = survived > ASKED + len(MODEL)
     place._made += 1
     assert place.seen() == ({"killed"} if done else set())
     code, result = place.attempt(writes("next"))
@@ -267,7 +271,7 @@ def test_kill_9_between_any_two_writes(place: Place, survived: int) -> None:
     assert place.seen() == {result["by"]}
 
 
-@pytest.mark.parametrize("survived", range(4))
+@pytest.mark.parametrize("survived", range(ASKED + 4))
 def test_a_snapshot_is_there_when_its_last_file_is(place: Place, survived: int) -> None:
     """Killed between any two writes: nobody reads a half, the next attempt completes it, and a third changes nothing."""
     early = STEP | {"subject": "dataset", "step": "dataset", "code": None}
@@ -295,7 +299,7 @@ def test_a_snapshot_is_there_when_its_last_file_is(place: Place, survived: int) 
     mirror.bucket._write = dying  # type: ignore[method-assign]
     with contextlib.suppress(SystemExit):
         perform(subject, early, root, mirror)
-    assert seen() == (["data.parquet", "snapshot.json"] if survived > 1 else [])
+    assert seen() == (["data.parquet", "snapshot.json"] if survived > ASKED + 1 else [])
     assert place.attempt(subject, early)[0] == 0
     assert seen() == ["data.parquet", "snapshot.json"]
     before = place.objects()
@@ -488,6 +492,15 @@ def test_a_refusal_is_a_sentence(place: Place, fault: str, code: int, words: str
     assert words in f"{error['message']}; {error['hint']}"
     assert place.bucket in error["message"]
     assert SECRET not in json.dumps(error)
+
+
+def test_a_server_that_ignores_conditions_is_found_out(place: Place) -> None:
+    """It would let a lost pod change the model that is in use, and nobody would see it."""
+    place.server.fault = lambda method, path: "blind"
+    ran: list[str] = []
+    code, error = place.attempt(lambda task, root: {"ran": ran.append("yes")})
+    assert (code, ran) == (FINAL, []), "before hours of work"
+    assert "does not know conditional writes" in error["message"]
 
 
 def test_no_bucket_no_server_no_credentials_no_url(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,11 +154,11 @@ def result_of(live: Object | None, reads: Mapping[str, Reading]) -> Mapping[str,
 
 
 def _ask(url: str) -> Mapping[str, Any] | None:
-    """What a local service says of itself; None when it does not answer within a second."""
+    """What a local service says of itself; None when it does not answer within seconds, as on a machine that is busy."""
     if not url.startswith("http://127.0.0.1"):
         return None
     try:
-        with urllib.request.urlopen(url, timeout=1.0) as answer:
+        with urllib.request.urlopen(url, timeout=3.0) as answer:
             document: Mapping[str, Any] = json.load(answer)
             return document
     except (urllib.error.URLError, OSError, ValueError):
