@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mlspec_reconciler.cluster import Cluster
 from mlspec_reconciler.plan import Action, Verb
-from mlspec_reconciler.reconcile import Round
+from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.workspace import Opened, Workspace, applied
 
 DELETES, CLUSTER = "--allow-deletes", "--allow-other-cluster"
@@ -35,15 +35,18 @@ class Refusal:
 def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
     """All reasons to stop."""
     assert project.wanted is not None
-    found = [*_suspended(project, seen), *other_cluster(project.workspace, project.target_name, cluster)]
+    found = [
+        *suspended(project.wanted, seen),
+        *other_cluster(project.workspace, project.target_name, cluster),
+    ]
     if seen.plan.of(Action.DELETE):
         found += [*_missing_files(project, seen), *_too_many(project, seen)]
-    return found + list(_forbidden(seen, cluster))
+    return found + list(forbidden(seen, cluster))
 
 
-def _suspended(project: Opened, seen: Round) -> Iterator[Refusal]:
-    assert project.wanted is not None
-    if project.wanted.project.settings.suspend and any(change.writes for change in seen.plan.changes):
+def suspended(wanted: Wanted, seen: Round) -> Iterator[Refusal]:
+    """The Project forbids every write."""
+    if wanted.project.settings.suspend and any(change.writes for change in seen.plan.changes):
         yield Refusal("suspended", "the Project says suspend: true; nothing is written until it does not")
 
 
@@ -102,7 +105,7 @@ def _too_many(project: Opened, seen: Round) -> Iterator[Refusal]:
         )
 
 
-def _forbidden(seen: Round, cluster: Cluster) -> Iterator[Refusal]:
+def forbidden(seen: Round, cluster: Cluster) -> Iterator[Refusal]:
     """Permissions that the plan needs and we do not have: told before, not in the middle."""
     kinds = {
         (write.key.api_version, write.key.kind)

@@ -14,6 +14,7 @@ from cluster import archive
 from cluster.bed import controllers, kwok, simulation
 from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import free_ports, wait_for
+from cluster.rights import rules
 from cluster.shop import Shop
 from mlspec_reconciler.cluster import Refused, Unavailable
 from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
@@ -76,6 +77,17 @@ def nodes(shop: Shop) -> dict[str, Any]:
     return dict(status["nodes"])
 
 
+def archive_log(shop: Shop, server: S3) -> None:
+    """What the executor of a real pod reports; the real one does so in `tests/e2e/test_archived_logs.py`."""
+    bucket = server.bucket()
+    server.write(bucket, "rows/main.log", b"one\ntwo\nlevel=info msg=done argo=true\n")
+    shop.plane.apply([archive.credentials(shop.namespace, server)])
+    archived = {"name": "main-logs", "s3": {"key": "rows/main.log", **archive.location(server, bucket)}}
+    [node] = [key for key, one in nodes(shop).items() if one["type"] == "Pod"]
+    change = {"status": {"nodes": {node: {"outputs": {"artifacts": [archived]}}}}}
+    shop.edit("Workflow", name(shop), change)
+
+
 def test_a_failed_run_goes_on_where_it_failed(shop: Shop) -> None:
     """The object stays the same, so that what has succeeded is not repeated and what is known of it is not lost."""
     simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "fail", "rows.exit-code": "2"})
@@ -130,14 +142,7 @@ def test_a_log_outlives_its_pod(shop: Shop, s3_server: S3) -> None:
     assert nothing.code == 1
     assert "Argo has archived none: archiveLogs of its artifact repository does" in nothing.err
 
-    # What the executor of a real pod reports; the real one does so in `tests/e2e/test_archived_logs.py`.
-    bucket = s3_server.bucket()
-    s3_server.write(bucket, "rows/main.log", b"one\ntwo\nlevel=info msg=done argo=true\n")
-    shop.plane.apply([archive.credentials(shop.namespace, s3_server)])
-    archived = {"name": "main-logs", "s3": {"key": "rows/main.log", **archive.location(s3_server, bucket)}}
-    [node] = [key for key, one in nodes(shop).items() if one["type"] == "Pod"]
-    change = {"status": {"nodes": {node: {"outputs": {"artifacts": [archived]}}}}}
-    shop.edit("Workflow", name(shop), change)
+    archive_log(shop, s3_server)
     done = shop.run("logs", name(shop))
     assert (done.code, done.out) == (0, "==> dataset (archived)\none\ntwo\n"), done.text
     assert shop.run("logs", "Dataset/rows", "--lines", "1").out.endswith("(archived)\ntwo\n")
@@ -149,6 +154,28 @@ def test_a_log_outlives_its_pod(shop: Shop, s3_server: S3) -> None:
         s3_server.fault = None
     assert "the Argo Server" in lost.out
     assert SECRET not in lost.text
+
+
+def test_the_rights_of_the_page_are_enough(
+    shop: Shop, s3_server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server acts as whoever asks: a retry that may delete pods and not update the Workflow would lose its logs."""
+    token = shop.plane.service_account(shop.namespace, "deployer", rules("Role", "kubernetes.md"))
+    monkeypatch.setenv("KUBECONFIG", str(shop.plane.kubeconfig_for(token, shop.namespace)))
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "hang"})
+    shop.apply()
+    wait_for(lambda: phase(shop) == "Running", "the run", timeout=60)
+    stopped = shop.run("stop", name(shop), "--yes")
+    assert stopped.code == 0, stopped.text
+    wait_for(lambda: phase(shop) == "Failed", "the end", timeout=60)
+    simulation.wish(shop.plane.api, shop.namespace, {"rows.outcome": "succeed"})
+    again = shop.run("retry", name(shop), "--yes")
+    assert again.code == 0, again.text
+    wait_for(lambda: phase(shop) == "Succeeded", "the run to succeed", timeout=60)
+    wait_for(lambda: "no-logs" in shop.run("logs", "Dataset/rows").err, "Argo to remove the pod", timeout=60)
+    archive_log(shop, s3_server)
+    done = shop.run("logs", "Dataset/rows")
+    assert done.out.endswith("(archived)\none\ntwo\n"), done.text
 
 
 def test_what_the_server_refuses_is_said_in_words(
@@ -180,7 +207,23 @@ def test_what_the_server_refuses_is_said_in_words(
     with pytest.raises(Refused, match="does not know Workflow"):
         certificate.retry("no-such-run")
 
+    for broken in ("Bearer very-secret\nX-Other: 1", "Bearer vèry-secret"):
+        monkeypatch.setenv("ARGO_TOKEN", broken)
+        with pytest.raises(Refused, match=r"^ARGO_TOKEN holds characters that no token has") as refused:
+            certificate.retry("no-such-run")
+        assert "secret" not in str(refused.value)
+    monkeypatch.setenv("ARGO_TOKEN", f"{token}\n")  # of a file
+    with pytest.raises(Refused, match="does not know Workflow"):
+        certificate.retry("no-such-run")
+    monkeypatch.delenv("ARGO_TOKEN")
+
     (port,) = free_ports(1)
+    with monkeypatch.context() as proxy:
+        proxy.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        with pytest.raises(Refused, match="does not know Workflow"):  # no proxy leads to this machine
+            ArgoServer(server, namespace, lambda: token).retry("no-such-run")
+        with pytest.raises(Unavailable, match=r"does not answer: .*refused"):
+            ArgoServer("https://argo.example:2746", namespace, lambda: token).retry("no-such-run")
     with pytest.raises(Unavailable, match=rf"127.0.0.1:{port} does not answer: .*refused"):
         ArgoServer(f"https://127.0.0.1:{port}", namespace, lambda: token).retry("run")
     monkeypatch.setenv("SSL_CERT_FILE", ssl.get_default_verify_paths().openssl_cafile)

@@ -12,7 +12,7 @@ import yaml
 from kubernetes.config import incluster_config
 
 from cluster import faults
-from mlspec_reconciler.cluster import Unavailable
+from mlspec_reconciler.cluster import Refused, Unavailable
 from mlspec_reconciler.clusters.kube import errors, login
 from mlspec_reconciler.clusters.kube.transport import APPLY_TYPE, Transport
 
@@ -415,6 +415,8 @@ def test_who_impersonates_has_no_more_rights_than_the_other(control_plane, tmp_p
     assert (user["username"], user["groups"]) == ("eve", ["readers", "system:authenticated"])
     with pytest.raises(errors.Forbidden, match='User "eve" cannot get resource "secrets"'):
         transport.request("GET", "/api/v1/namespaces/default/secrets/a")
+    with pytest.raises(Refused, match="acts as somebody else, which only an API server understands"):
+        transport.authorization()  # another server would let the administrator in
 
 
 def test_in_a_pod_the_service_account_is_used_and_its_new_token_is_read(tmp_path, monkeypatch, certificate):

@@ -4,31 +4,20 @@ plans, applies and destroys."""
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from cluster.bed import crds
 from cluster.bed.controlplane import ControlPlane
+from cluster.rights import BLOCK, PAGES, rules
 from cluster.shop import Shop
 from mlspec import project
 
 ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs" / "how-to"
-BLOCK = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 GATEWAY = "HTTPRoute"
 """Its right stands in a sentence, for those who have a Gateway."""
-
-
-def rules(kind: str, *pages: str) -> list[dict[str, Any]]:
-    """The rules of the Roles (or ClusterRoles) on these pages, for a project that is called `shop`."""
-    blocks = [text for page in pages for text in BLOCK.findall((PAGES / page).read_text())]
-    texts = (text.replace("tumours-runtime", "shop-runtime") for text in blocks)
-    bodies = [body for text in texts for body in yaml.safe_load_all(text)]
-    return [rule for body in bodies if body.get("kind") == kind for rule in body["rules"]]
 
 
 def emitted() -> set[tuple[str, str]]:

@@ -13,6 +13,8 @@ import os
 import ssl
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import urllib3
 from argo_workflows.api.artifact_service_api import ArtifactServiceApi
@@ -34,6 +36,7 @@ TOKEN = "ARGO_TOKEN"
 LOG = "main-logs"
 """The artifact that a log becomes: https://argo-workflows.readthedocs.io/en/release-3.7/configure-archive-logs/"""
 _TIMEOUT = (10.0, 60.0)
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _LOGIN = "the Argo Server takes the token of the kubeconfig, or that of ARGO_TOKEN (Bearer ...)"
 
 
@@ -51,6 +54,10 @@ class ArgoServer:
         configuration.retries = urllib3.Retry(
             3, redirect=0, status=0, backoff_factor=0.3, allowed_methods=["GET"]
         )
+        # The client reads no environment; Argo's own command and the login to the API server do.
+        proxies = getproxies()
+        configuration.proxy = proxies.get(urlsplit(self.server).scheme)
+        configuration.no_proxy = ",".join(filter(None, (proxies.get("no"), *_THIS_MACHINE)))
         self._client = ApiClient(configuration)
         self._workflows, self._artifacts = WorkflowServiceApi(self._client), ArtifactServiceApi(self._client)
 
@@ -79,11 +86,7 @@ class ArgoServer:
         return self._logs.setdefault((name, node), answer.decode(errors="replace"))
 
     def _call(self, what: str, method: Callable[..., Any], *arguments: Any) -> bytes:
-        authorization = os.environ.get(TOKEN) or self._authorization()
-        if not authorization:
-            words = "the context logs in with a certificate, which the Argo Server does not take"
-            raise Refused(f"{words}: set ARGO_TOKEN to the token of an account (Bearer ...)")
-        self._client.set_default_header("Authorization", authorization)
+        self._client.set_default_header("Authorization", self._login())
         try:
             answer = method(*arguments, _preload_content=False, _request_timeout=_TIMEOUT)
             return bytes(answer.data)
@@ -97,6 +100,18 @@ class ArgoServer:
                 raise
             said = _message(error.__context__.reason)
             raise Unavailable(f"the Argo Server {self.server} cannot be asked: {said}") from None
+
+    def _login(self) -> str:
+        """The header that logs in. What cannot stand in one is refused here: http.client would repeat it in its error."""
+        own = os.environ.get(TOKEN, "").strip()
+        found = own or self._authorization()
+        if not found:
+            words = "the context logs in with a certificate, which the Argo Server does not take"
+            raise Refused(f"{words}: set ARGO_TOKEN to the token of an account (Bearer ...)")
+        if not (found.isascii() and found.isprintable()):
+            where = TOKEN if own else "the token of the kubeconfig"
+            raise Refused(f"{where} holds characters that no token has; it is one line, such as: Bearer ...")
+        return found
 
     def _refused(self, what: str, error: ApiException) -> Refused | Unavailable:
         """Of an answer the status and what it says, never its headers nor ours."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mlspec.engines import argo
+from mlspec.engines import argo, pod
 from mlspec.kinds.project import KubernetesTarget
 from mlspec.manifest import OWN, Key
 from mlspec.workload import RunFact
@@ -55,6 +55,9 @@ HELPERS = ("init", "wait")
 """Containers that Argo adds to its pods."""
 ARGO_LINE = " argo=true"
 """Ends the lines that Argo's executor writes into the log of a step."""
+LEAVING = 45.0
+"""Seconds in which the pods of a deleted run should be gone; a definition that is new to the garbage collector takes it half a
+minute."""
 YOUNG = 10.0
 """Seconds in which Kubernetes gives a new namespace its root certificate."""
 RETRIES = 5
@@ -86,6 +89,8 @@ class KubeCluster:
         self._kinds: set[tuple[str, str]] | None = None
         """Kinds of the inventory as it was listed last."""
         self._watching: Watching | None = None
+        self._ended: dict[Key, str] = {}
+        """Runs that were deleted by this process, with their uids."""
         self._argo_server = target.argo.server if target.argo is not None else None
 
     @staticmethod
@@ -255,6 +260,8 @@ class KubeCluster:
             "propagationPolicy": "Background",
             "preconditions": {"uid": uid},
         }
+        if self._writer.is_run(key):
+            self._ended[key] = uid
         try:
             self.transport.request("DELETE", self._path(key), body=options)
         except errors.NotFound:
@@ -364,17 +371,17 @@ class KubeCluster:
         for part in live.parts:
             if part["kind"] != "Pod":
                 continue
-            pod, spec = part["metadata"]["name"], part["spec"]
+            name, spec = part["metadata"]["name"], part["spec"]
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
                 if container["name"] in HELPERS:
                     continue
-                path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
+                path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/log"
                 query = {"container": container["name"], "tailLines": str(lines)}
                 try:
                     text = self.transport.text(path, query=query)
                 except errors.ApiError:  # it has not started yet
                     continue
-                found[f"{pod} {container['name']}"] = _own(text)
+                found[f"{name} {container['name']}"] = _own(text)
         return self._archived(live, lines) | found
 
     def _archived(self, live: Object, lines: int) -> dict[str, str]:
@@ -478,6 +485,7 @@ class KubeCluster:
         return found
 
     def _create_run(self, key: Key, body: JSON, annotations: Mapping[str, str]) -> Object:
+        self._await_pods(key)
         complete = self._writer.complete(body, annotations)
         try:
             return object_of(self._writer.post(key, complete).body, Parts(()), self.project)
@@ -491,6 +499,31 @@ class KubeCluster:
             if live is not None and live.annotations == dict(annotations):
                 return live
             raise
+
+    def _await_pods(self, key: Key) -> None:
+        """Argo names pods by the name of their Workflow: it would take one of the run before, which failed, for the new one's.
+
+        https://github.com/argoproj/argo-workflows/blob/v3.7.3/workflow/controller/workflowpod.go (createWorkflowPod)
+        """
+        uid = self._ended.get(key)
+        until = time.monotonic() + LEAVING
+        while uid is not None and self._has_pods(key, uid):
+            if time.monotonic() > until:
+                raise Conflict(f"pods of the {key} before are still there")
+            time.sleep(0.3)
+        self._ended.pop(key, None)
+
+    def _has_pods(self, key: Key, uid: str) -> bool:
+        query = {"labelSelector": f"{pod.RUN}={key.name}"}
+        try:
+            found = self.transport.list(self._collection("v1", "Pod"), query=query)[0]
+        except errors.Forbidden:
+            return False
+        except errors.ApiError as error:
+            raise Unavailable(f"pods of {key} cannot be listed: {error}") from error
+        return any(
+            owner["uid"] == uid for one in found for owner in one["metadata"].get("ownerReferences", ())
+        )
 
     def _preview(self, body: JSON, annotations: Mapping[str, str], live: Object | None) -> Preview:
         key = key_of(body)

@@ -33,7 +33,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from mlspec_reconciler.cluster import Unavailable
+from mlspec_reconciler.cluster import Refused, Unavailable
 from mlspec_reconciler.clusters.kube import errors
 from mlspec_reconciler.clusters.kube.login import Login
 from mlspec_reconciler.clusters.kube.pacing import Backoff, Bucket
@@ -126,8 +126,13 @@ class Transport:
         self._login.close()
 
     def authorization(self) -> str:
-        """The header that logs us in; empty when a certificate does."""
-        return dict(self._login.credentials().headers).get("authorization", "")
+        """The header that logs us in elsewhere; empty when a certificate does. Raises `Refused` for a context that acts as
+        somebody else: that header alone would act with all our own rights."""
+        headers = dict(self._login.credentials().headers)
+        if any(name.startswith("impersonate-") for name in headers):
+            words = f"context {self.context} acts as somebody else, which only an API server understands"
+            raise Refused(f"{words}: set ARGO_TOKEN to the token of that account (Bearer ...)")
+        return headers.get("authorization", "")
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Values that no message of this transport may show, from now on. Those of what it sends are hidden anyway."""
