@@ -25,6 +25,10 @@ ANSWERS = ("FeatureView", "Model")
 """Kinds that hold no objects of their own while they wait: a plan shows who reads them instead."""
 
 
+ORIGIN = OWN + "origin"
+"""Annotation of every object that mlspec made: `file:line` of the spec that asked for it."""
+
+
 class Action(StrEnum):
     """What happens to a resource."""
 
@@ -259,7 +263,7 @@ def _marks(manifest: Manifest, source: Mapping[str, str]) -> dict[str, str]:
     origin = manifest.origin
     return {
         DIGEST: manifest.digest,
-        f"{OWN}origin": f"{origin.mark.path}:{origin.mark.line}",
+        ORIGIN: f"{origin.mark.path}:{origin.mark.line}",
         f"{OWN}resource": origin.resource,
         **{f"{OWN}{name}": value for name, value in source.items()},
     }

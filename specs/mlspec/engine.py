@@ -39,6 +39,11 @@ class Settings:
     bundles: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     """Code of the project: folder relative to the storage root (`code/...`) -> path in it -> content."""
 
+    @property
+    def bucket(self) -> str:
+        """The storage where it is `s3://...`; empty elsewhere."""
+        return self.storage if self.storage.startswith("s3://") else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Live:

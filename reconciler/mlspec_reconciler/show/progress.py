@@ -16,11 +16,10 @@ from mlspec.kinds.project import Target
 from mlspec.manifest import OWN
 from mlspec_reconciler.apply import Outcome
 from mlspec_reconciler.cluster import Object
-from mlspec_reconciler.plan import Verb, Write
+from mlspec_reconciler.plan import ORIGIN, Verb, Write
 from mlspec_reconciler.reconcile import Round, health
 from mlspec_reconciler.show.plan import duration
 
-ORIGIN = OWN + "origin"
 WORDS = {
     Verb.CREATE: "created",
     Verb.APPLY: "changed",

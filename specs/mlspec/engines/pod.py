@@ -100,7 +100,6 @@ def prepare(
     """
     if any(0 < step.needs.gpu < 1 for step in steps):
         return "a share of a GPU (gpuShare) is not supported on Kubernetes yet; ask for whole GPUs with gpu"
-    scratch = settings.storage.startswith("s3://")
     documents = {step.name: _document(owner, step, settings, port) for step in steps}
     as_files = {
         f"{name}.json": json.dumps(document, sort_keys=True, indent=1).encode()
@@ -113,13 +112,13 @@ def prepare(
         for path in bundles
         for name, content in settings.bundles.get(path, {}).items()
     }
-    if scratch and not all(in_config_map(path, settings.bundles.get(path, {})) for path in bundles):
+    if settings.bucket and not all(in_config_map(path, settings.bundles.get(path, {})) for path in bundles):
         code = {}  # the process pulls it from the bucket, all of it: a volume at its folder would be in the way
     volumes: list[tuple[dict[str, Any], str]] = [({"name": "tmp", "emptyDir": {}}, "/tmp")]
     if settings.storage.startswith("pvc://"):
         claim = settings.storage.removeprefix("pvc://").split("/", 1)[0]
         volumes.append(({"name": "storage", "persistentVolumeClaim": {"claimName": claim}}, ROOT))
-    elif scratch:
+    elif settings.bucket:
         volumes.append(({"name": "storage", "emptyDir": {}}, ROOT))
     manifests: list[Manifest] = []
     for part, files, path in (("code", code, f"{ROOT}/code"), ("task", as_files, TASKS)):
@@ -231,7 +230,7 @@ def _container(
 ) -> dict[str, Any]:
     env = {
         "MLSPEC_ROOT": ROOT,
-        **({"MLSPEC_STORAGE": settings.storage} if settings.storage.startswith("s3://") else {}),
+        **({"MLSPEC_STORAGE": settings.bucket} if settings.bucket else {}),
         "MLSPEC_MESSAGE": MESSAGE,
         **({"MLSPEC_MESSAGE_LIMIT": str(limit)} if limit < LONGEST_MESSAGE else {}),
         "HOME": "/tmp",

@@ -387,7 +387,7 @@ class KubeCluster:
     def _archived(self, live: Object, lines: int) -> dict[str, str]:
         """`STEP (archived)`, and `STEP (archived, attempt 2)` where a step was tried again; in place of a log that cannot be
         read, why."""
-        if self._argo is None or live.key.kind != "Workflow":
+        if live.key.kind != "Workflow" or self._argo is None:
             return {}
         found = {}
         for title, node in argo.archived_logs(live.live).items():
