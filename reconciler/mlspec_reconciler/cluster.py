@@ -81,6 +81,15 @@ class Preview:
     """Who made the object that is there already, when it was not mlspec."""
 
 
+def is_same(before: str, now: str) -> bool:
+    """Whether a cluster that was called `before` is the one that is called `now`.
+
+    A name may gain a part, and never changes one: a local store has a place before its first write, and is one of its own
+    after it. So a plan that was saved before the first apply holds, and one of a store that was removed does not.
+    """
+    return set(before.split("/")) <= set(now.split("/"))
+
+
 STOPPED = "stopped by mlspec stop"
 """Message of a run that a person ended."""
 

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler.cluster import Cluster, is_same
 from mlspec_reconciler.plan import Action, Verb
 from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.workspace import Opened, Workspace, applied
@@ -53,7 +53,7 @@ def suspended(wanted: Wanted, seen: Round) -> Iterator[Refusal]:
 def other_cluster(workspace: Workspace, target: str, cluster: Cluster) -> Iterator[Refusal]:
     """The target was another cluster when it was applied last from here."""
     before = (applied(workspace, target) or {}).get("cluster")
-    if before is not None and before != cluster.identity:
+    if before is not None and not is_same(before, cluster.identity):
         yield Refusal(
             "other-cluster",
             f"target {target} was applied to the cluster {before} the last time, "

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.resource import Resource
-from mlspec_reconciler.cluster import Cluster, Object, Unavailable
+from mlspec_reconciler.cluster import Cluster, Object, Unavailable, is_same
 
 NOTE = "inventory"
 DIGEST = "mlspec.dev/digest"
@@ -104,7 +104,7 @@ def read(cluster: Cluster) -> Inventory:
     """
     document = cluster.note(NOTE) or {}
     owner = document.get("cluster", cluster.identity)
-    if owner != cluster.identity:
+    if not is_same(owner, cluster.identity):
         raise Unavailable(
             f"the inventory here was written for the cluster {owner}, this is {cluster.identity}; it was copied or "
             "restored: delete it when its objects are not here"

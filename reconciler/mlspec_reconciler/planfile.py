@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlspec.manifest import digest
-from mlspec_reconciler.cluster import Object
+from mlspec_reconciler.cluster import Object, is_same
 from mlspec_reconciler.plan import Action, Change, Write
 from mlspec_reconciler.reconcile import Round
 from mlspec_reconciler.show.plan import key_text
@@ -61,7 +61,7 @@ def read(path: Path) -> Mapping[str, Any] | str:
 
 def moved(saved: Mapping[str, Any], project: Opened, seen: Round) -> list[str]:
     """What is not as it was when the plan was made, one sentence each; empty when the plan still holds."""
-    if saved["cluster"] != seen.plan.cluster:
+    if not is_same(saved["cluster"], seen.plan.cluster):
         return [f"the plan was made for the cluster {saved['cluster']}, this is {seen.plan.cluster}"]
     key = _key(project)
     sources, now = _sources(project), _changes(seen, key)

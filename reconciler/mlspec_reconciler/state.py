@@ -86,7 +86,8 @@ class StateStore(Protocol):
         """
 
     def clear(self) -> None:
-        """Forget everything: the project is gone from here for good."""
+        """Forget everything: the project is gone from here for good. Every earlier token is `Fenced` from now on, so that a
+        driver that slept through it brings nothing back."""
 
 
 @dataclass(slots=True)
@@ -156,9 +157,9 @@ def check(tables: Tables, puts: Iterable[Put]) -> None:
             raise Conflict(f"{put.table} {put.key} was written by somebody else")
 
 
-def readable(found: int, where: str) -> None:
+def readable(found: int, where: str, newest: int = FORMAT) -> None:
     """Raise `Unavailable` for a format that only a later mlspec knows."""
-    if found > FORMAT:
+    if found > newest:
         raise Unavailable(f"{where} was written by a newer mlspec (format {found}); upgrade mlspec")
 
 
@@ -189,3 +190,4 @@ class MemoryState:
     def clear(self) -> None:
         """Forget everything."""
         self._tables = {}
+        self._holder, self._token = "", self._token + 1

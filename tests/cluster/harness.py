@@ -56,6 +56,7 @@ class Home:
         """Start the supervisor."""
         log = self.cluster.home / "supervisor.log"
         drive = str(Path(__file__).with_name("drive.py"))
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             argv = [sys.executable, drive, str(self.cluster.home)]
             environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}

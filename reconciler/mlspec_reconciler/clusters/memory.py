@@ -15,6 +15,7 @@ from typing import Any
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import STOPPED, Conflict, Object, Preview, key_of
+from mlspec_reconciler.state import MemoryState
 
 JSON = Mapping[str, Any]
 
@@ -26,6 +27,7 @@ class MemoryCluster:
 
     def __init__(self) -> None:
         self.identity = f"memory/{uuid.uuid4().hex}"
+        self.state = MemoryState()
         self._objects: dict[Key, Object] = {}
         self._runs: dict[str, RunFact] = {}
         self._notes: dict[str, JSON] = {}

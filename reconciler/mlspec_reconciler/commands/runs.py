@@ -26,9 +26,6 @@ def command(resource: str | None, path: Path, target: str | None, output: str) -
     mlspec runs TrainingJob/late-arrival
     """
     connected, place = workspace.connect(path, target), workspace.find(path)
-    if connected is None and not place.home.exists():
-        click.echo("Nothing was applied here.")
-        return 0
     cluster = connected.cluster if connected is not None else place.local  # the history outlives a destroy
     names = None
     if resource is not None:
@@ -46,7 +43,8 @@ def command(resource: str | None, path: Path, target: str | None, output: str) -
     for name, fact in found:
         click.echo(_row(name, fact))
     if not found:
-        click.echo("No runs yet.")
+        untouched = connected is None and not place.home.exists()
+        click.echo("Nothing was applied here." if untouched else "No runs yet.")
     return 0
 
 

@@ -15,6 +15,7 @@ from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Conflict, Object, Preview, Unavailable, key_of
 from mlspec_reconciler.clusters.local import lock, processes
+from mlspec_reconciler.clusters.local.state import LocalState
 from mlspec_reconciler.clusters.local.store import RunRecord, Store
 
 JSON = Mapping[str, Any]
@@ -26,7 +27,7 @@ POLL = 0.05
 class LocalCluster:
     """The objects of one home (`.mlspec`) and the processes that belong to them. Safe to use from several threads.
 
-    `root` is the storage root that processes get; `HOME/store` by default.
+    `root` is the storage root that processes get; `HOME/store` by default. Looking makes nothing, the first write the home.
     """
 
     concurrency = 1
@@ -35,8 +36,13 @@ class LocalCluster:
         self.home = home.absolute()
         self.root = (root or home / "store").absolute()
         self.store = Store(self.home / "state.db")
-        self.identity = f"local/{self.store.id}"
+        self.state = LocalState(self.store)
         self._supervisor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def identity(self) -> str:
+        """`local/PLACE`, and one part more from the first write on."""
+        return f"local/{self.store.identity}"
 
     def close(self) -> None:
         """Release the store. What runs goes on."""
