@@ -15,6 +15,7 @@ import pytest
 
 from mlspec.manifest import Key
 from mlspec_reconciler.cluster import Cluster, Conflict, Object, key_of
+from mlspec_reconciler.state import Session, Table
 
 API = "local.mlspec.dev/v1"
 
@@ -198,6 +199,14 @@ class Contract:
         cluster.set_note("inventory", {"entries": {"a": 1}})
         cluster.set_note("inventory", {"entries": {"b": 2}})
         assert cluster.note("inventory") == {"entries": {"b": 2}}
+
+    def test_state_is_kept_beside_the_objects(self, cluster: Cluster) -> None:
+        """It is never taken for an object, so neither drift nor `destroy` touches it."""
+        Session.open(cluster.state, "me").put([(Table.RUNS, "r", {"phase": "succeeded"})])
+        assert [*cluster.list()] == []
+        assert Session.open(cluster.state, "other").rows(Table.RUNS) == {"r": {"phase": "succeeded"}}
+        cluster.forget()
+        assert Session.open(cluster.state, "other").rows(Table.RUNS) == {"r": {"phase": "succeeded"}}
 
     def test_identity_is_stable(self, cluster: Cluster) -> None:
         """Saved plans are bound to it."""

@@ -81,6 +81,27 @@ class Contract:
         """A quiet driver writes nothing, also not that it is still there."""
         assert store.take("a") == store.take("a") == again().take("a")
 
+    def test_who_was_replaced_can_take_over_again(self, store: StateStore, again: Again) -> None:
+        """By a greater token, never by the one that it had."""
+        first, second = store.take("a"), again().take("b")
+        third = store.take("a")
+        assert first < second < third
+        store.commit(third, [Put(Table.RUNS, "r", {"n": 1}, 0)])
+        for token in (first, second):
+            with pytest.raises(Fenced):
+                again().commit(token, [Put(Table.RUNS, "r", {"n": 2}, 1)])
+
+    def test_what_a_caller_does_to_a_value_is_not_written(self, store: StateStore, again: Again) -> None:
+        """A store that keeps rows in memory must not write what somebody has changed in place."""
+        runs = ["r-1"]
+        token = store.take("a")
+        store.commit(token, [Put(Table.MODELS, "m", {"runs": runs}, 0)])
+        runs.append("changed")
+        store.commit(token, [Put(Table.MODELS, "second", {"n": 1}, 0)])
+        store.read()[Table.MODELS]["m"].value["runs"].append("changed, too")
+        store.commit(token, [Put(Table.MODELS, "third", {"n": 1}, 0)])
+        assert Session.open(again(), "a").get(Table.MODELS, "m") == {"runs": ["r-1"]}
+
     def test_what_is_so_already_is_not_written(self, store: StateStore) -> None:
         """A quiet step has no writes."""
         one = Session.open(store, "a")

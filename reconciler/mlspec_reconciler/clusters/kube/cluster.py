@@ -39,6 +39,7 @@ from mlspec_reconciler.clusters.kube.bodies import (
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.ledger import Ledger
 from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
+from mlspec_reconciler.clusters.kube.state import KubeState
 from mlspec_reconciler.clusters.kube.transport import MERGE_TYPE, Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
 from mlspec_reconciler.clusters.kube.writing import Writer, refuse
@@ -81,6 +82,7 @@ class KubeCluster:
         self.project = project
         self.manager = manager(project)
         self.ledger = Ledger(transport, target.namespace, project)
+        self.state = KubeState(transport, target.namespace, project)
         self._discovery = discovery
         self._writer = Writer(transport, discovery, target, project)
         self._absent: set[Key] = set()
