@@ -571,6 +571,34 @@ def test_a_shard_that_somebody_deleted_is_made_again(control_plane: ControlPlane
     assert set(places(control_plane, namespace)) == {("runs", "s"), ("marks", "m")}
 
 
+@pytest.mark.usefixtures("little_room")
+def test_a_conflict_far_behind_holds_back_all(control_plane: ControlPlane, namespace: str) -> None:
+    """A commit of several documents is looked through before the first of them is written."""
+    state = connect(control_plane, namespace)
+    Session.open(state, "me").put([(Table.RUNS, "r-6", {"by": "them"})])
+    with pytest.raises(Conflict, match="runs r-6 was written by somebody else"):
+        large(state, state.take("me"))
+    assert releases.remembered(connect(control_plane, namespace)) == {"runs": {"r-6": {"by": "them"}}}
+
+
+def test_a_purge_that_was_killed_has_ended_every_token(
+    control_plane: ControlPlane, tmp_path: Path, namespace: str
+) -> None:
+    """Nobody goes on with half a memory; the next purge removes the rest."""
+    old = connect(control_plane, namespace)
+    session = Session.open(old, "me")
+    session.put([(table, "key", {"n": 1}) for table in Table])
+    with faults.Proxy(control_plane.url) as proxy:
+        proxy.add(faults.Cut(), verb="DELETE", skip=2)
+        with pytest.raises(Unavailable):
+            through(proxy, control_plane, tmp_path, namespace, budget=0.0).clear()
+    assert len(documents(control_plane, namespace)) == len(Table) - 1
+    with pytest.raises(Fenced, match=f"the state of shop in {namespace} was cleared"):
+        session.put([(Table.MARKS, "key", {"n": 2})])
+    connect(control_plane, namespace).clear()
+    assert documents(control_plane, namespace) == {}
+
+
 def test_what_was_cleared_is_not_finished(
     control_plane: ControlPlane, tmp_path: Path, namespace: str
 ) -> None:
