@@ -6,16 +6,18 @@ and which option lets it pass.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mlspec_reconciler import checkout
 from mlspec_reconciler.cluster import Cluster
 from mlspec_reconciler.plan import Action, Verb
 from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.workspace import Opened, Workspace, applied
 
 DELETES, CLUSTER = "--allow-deletes", "--allow-other-cluster"
+NAMED = 3
+"""Files that a refusal names; the rest it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
         *other_cluster(project.workspace, project.target_name, cluster),
     ]
     if seen.plan.of(Action.DELETE):
-        found += [*_missing_files(project, seen), *_too_many(project, seen)]
+        found += [*_missing_files(project), *_too_many(project, seen)]
     return found + list(forbidden(seen, cluster))
 
 
@@ -62,33 +64,21 @@ def other_cluster(workspace: Workspace, target: str, cluster: Cluster) -> Iterat
         )
 
 
-def _missing_files(project: Opened, seen: Round) -> Iterator[Refusal]:
-    """Files that the commit has and the working tree has not: a sparse or broken checkout, not a wish to delete."""
-    entries = seen.plan.inventory.entries
-    names = {
-        entries[change.resource].place.rpartition(":")[0]
-        for change in seen.plan.of(Action.DELETE)
-        if change.resource in entries
-    }
-    root = project.workspace.root
-    absent = sorted(name for name in names if name and not (root / name).exists())
-    if not absent:
-        return
+def _missing_files(project: Opened) -> Iterator[Refusal]:
+    """The working tree lacks what the commit has: a sparse or broken checkout looks just like a wish to delete."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "ls-tree", "--name-only", "HEAD", "--", *absent],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
+        missing = checkout.missing(project.workspace.root, project.texts)
+    except checkout.Unknown as error:
+        yield Refusal("partial-checkout", f"whether the checkout is complete is not known: {error}", DELETES)
         return
-    if held := done.stdout.split("\n")[:-1]:
+    for why in dict.fromkeys((one.why, one.way_out) for one in missing):
+        files = [one for one in missing if (one.why, one.way_out) == why]
+        names = ", ".join(one.path for one in files[:NAMED])
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         yield Refusal(
             "partial-checkout",
-            f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} in the commit, but not in the working tree: "
-            "the checkout is not complete (git status)",
+            f"{names}{more} {'is' if len(files) == 1 else 'are'} in the commit, but {files[0].why}, so a deletion may "
+            f"not be meant; for a complete checkout: {files[0].command() if len(files) == 1 else files[0].way_out}",
             DELETES,
         )
 

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from mlspec.compile import choose_target, uploads
 from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
-from mlspec_reconciler import bundle, load, observe
+from mlspec_reconciler import bundle, checkout, load, observe
 from mlspec_reconciler.cluster import Cluster, Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.clusters.local.launch import write_json
@@ -86,7 +84,7 @@ def open_project(path: Path, target: str | None) -> Opened:
     loaded = load.load([workspace.root], root=workspace.root)
     if loaded.project is None:
         return Opened(workspace, tuple(loaded.diagnostics), loaded.texts)
-    project = dataclasses.replace(loaded.project, source=source(workspace.root))
+    project = dataclasses.replace(loaded.project, source=checkout.source(workspace.root))
     if not project.order:  # what is left of a broken checkout must not delete everything
         mark = Mark(str(path))
         hint = "mlspec init writes a working project; mlspec destroy removes what was applied"
@@ -145,7 +143,7 @@ def stage(opened: Opened, cluster: Cluster) -> str:
             "revision": revision,
             "project": wanted.project.name,
             "target": opened.target_name,
-            "commit": commit(workspace.root),
+            "commit": checkout.commit(workspace.root),
             "source": dict(wanted.project.source),
             "files": {name: {"digest": one.digest, "paths": one.paths} for name, one in wanted.files.items()},
         },
@@ -227,32 +225,3 @@ def connect(path: Path, target: str | None) -> Connected | None:
     if opened.wanted is None or opened.wanted.target.kubernetes is None:
         return None
     return Connected(place, opened.target_name, opened.wanted, place.cluster(opened.wanted))
-
-
-def commit(root: Path) -> str:
-    """`4f2c1d0 "Retrain weekly"` of the repository around `root`; empty outside of git."""
-    words = _git(root, "log", "-1", "--format=%h %s").split(" ", 1)
-    return f'{words[0]} "{words[1]}"' if len(words) == 2 else ""
-
-
-def source(root: Path) -> dict[str, str]:
-    """`revision` and `repository` of the specs in `root`, without the credentials that an address may hold; a tree with
-    edits is `REVISION-edited`."""
-    revision = _git(root, "rev-parse", "HEAD")
-    if not revision:
-        return {}
-    edited = "-edited" if _git(root, "status", "--porcelain", "--", ".") else ""
-    found = {"revision": f"{revision}{edited}"}
-    if address := re.sub(r"//[^/@]*@", "//", _git(root, "remote", "get-url", "origin")):
-        found["repository"] = address
-    return found
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,235 @@
+"""The checkout: what git says about the project's folder on this machine. Only this module asks git about the working tree.
+
+A folder outside of git is complete, and the project is what lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+TIMEOUT = 10.0
+"""Seconds that git may take for an answer."""
+_POINTER = "version https://git-lfs.github.com/spec/"
+"""How the small file begins that stands for a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+_SPECS = (".yaml", ".yml")
+_LINK = "160000"
+"""Mode of a submodule in git's index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file (or submodule) that the commit has and the working tree has not."""
+
+    path: str
+    why: str = "not in the working tree"
+    way_out: str = "git restore FILE, or commit the deletion"
+    """How to get it; `FILE` stands for the path."""
+
+    def command(self) -> str:
+        """The way out for this one file."""
+        return self.way_out.replace("FILE", shlex.quote(self.path))
+
+
+_SPARSE = Missing("", "not part of this sparse checkout", "git sparse-checkout disable")
+_HIDDEN = Missing(
+    "", "hidden from git (skip-worktree)", "git update-index --no-skip-worktree FILE && git restore FILE"
+)
+_SUBMODULE = Missing("", "its submodule is not checked out", "git submodule update --init --recursive")
+_LFS = Missing("", "only as a pointer of Git LFS in the working tree", "git lfs pull")
+_NO_CHECKOUT = Missing("", "nothing was checked out", "git checkout HEAD -- .")
+
+
+class Unknown(Exception):
+    """Git cannot say; the message is its reason."""
+
+
+def commit(root: Path) -> str:
+    """`4f2c1d0 "Retrain weekly"` of the repository around `root`; empty outside of git."""
+    words = _answer(root, "log", "-1", "--format=%h %s").split(" ", 1)
+    return f'{words[0]} "{words[1]}"' if len(words) == 2 else ""
+
+
+def source(root: Path) -> dict[str, str]:
+    """`revision` and `repository` of the specs in `root`, without the credentials that an address may hold; a tree with
+    edits is `REVISION-edited`."""
+    revision = _answer(root, "rev-parse", "HEAD")
+    if not revision:
+        return {}
+    found = {"revision": f"{revision}-edited" if edited(root) else revision}
+    if address := re.sub(r"//[^/@]*@", "//", _answer(root, "remote", "get-url", "origin")):
+        found["repository"] = address
+    return found
+
+
+def edited(root: Path) -> bool:
+    """Whether the files in `root` are not those of the commit."""
+    return bool(_answer(root, "status", "--porcelain", "--", "."))
+
+
+def missing(root: Path, specs: Mapping[str, str]) -> list[Missing]:
+    """What the commit has in `root` and the working tree has not; empty outside of git. Raises `Unknown`.
+
+    A deletion that was staged (`git rm`) is meant, as one that was committed. `specs` are the texts of the spec files by path
+    relative to `root`, because a pointer of Git LFS is a file, but not the spec.
+    """
+    if not _in_repository(root):
+        return []
+    pointers = [replace(_LFS, path=path) for path, text in specs.items() if text.startswith(_POINTER)]
+    return sorted([*_missing(root), *pointers], key=lambda one: (not one.path.endswith(_SPECS), one.path))
+
+
+def ignored(root: Path, paths: Iterable[Path]) -> set[Path]:
+    """Those of `paths` (absolute, or relative to `root`) that git does not version: it ignores them, or they lie outside of the
+    repository around `root`, also by way of a symbolic link. A new file that can still be added is not among them.
+
+    Outside of git the folder stands for the repository. Raises `Unknown`.
+    """
+    top = Path(_demand(root, "rev-parse", "--show-toplevel")) if _in_repository(root) else None
+    real = {path: Path(os.path.realpath(root / path)) for path in paths}
+    if top is None:
+        folder = Path(os.path.realpath(root))
+        return {path for path, place in real.items() if not place.is_relative_to(folder)}
+    found = _ignored(Path(os.path.realpath(top)), set(real.values()))
+    return {path for path, place in real.items() if place in found}
+
+
+def _missing(root: Path) -> Iterator[Missing]:
+    """Files of HEAD that the index has too, which would hold no deletion that is meant, but the working tree has not."""
+    if not _answer(root, "rev-parse", "--verify", "--quiet", "HEAD"):
+        return  # nothing was committed yet
+    committed = [entry.partition("\t")[2] for entry in _entries(root, "ls-tree", "-r", "HEAD")]
+    if not (root / _demand(root, "rev-parse", "--git-path", "index")).exists():
+        yield from (replace(_NO_CHECKOUT, path=path) for path in committed if not _is_there(root / path))
+        return
+    index: dict[str, list[str]] = {}
+    for entry in _entries(root, "ls-files", "--stage", "-t"):
+        words, _, path = entry.partition("\t")
+        index[path] = words.split(" ")  # a letter, the mode, the object, the stage
+    for path in committed:
+        letter, mode, revision = index.get(path, ["", "", ""])[:3]
+        if mode == _LINK:
+            yield from _missing_in_submodule(root, path, revision)
+        elif mode and not _is_there(root / path):
+            yield replace(_left_out(root) if letter == "S" else Missing(path), path=path)
+
+
+def _missing_in_submodule(root: Path, path: str, revision: str) -> Iterator[Missing]:
+    """A submodule is complete when it has the files of the revision that its parent names."""
+    folder = root / path
+    if not (folder / ".git").exists():
+        yield replace(_SUBMODULE, path=path)
+    elif _answer(folder, "rev-parse", "HEAD") == revision:
+        yield from (replace(one, path=f"{path}/{one.path}") for one in _missing(folder))
+    else:
+        try:
+            files = _entries(folder, "ls-tree", "-r", "--name-only", revision)
+        except Unknown:  # it was not fetched
+            files = [""]
+        names = (name for name in files if not name or not _is_there(folder / name))
+        yield from (replace(_SUBMODULE, path=f"{path}/{name}".rstrip("/")) for name in names)
+
+
+def _left_out(root: Path) -> Missing:
+    sparse = _answer(root, "config", "--type=bool", "core.sparseCheckout") == "true"
+    return _SPARSE if sparse else _HIDDEN
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def _ignored(top: Path, paths: set[Path]) -> set[Path]:
+    """As `ignored`, for real paths and the repository in `top`."""
+    found: set[Path] = set()
+    own: list[str] = []
+    nested: dict[Path, set[Path]] = {}
+    for path in paths:
+        if not path.is_relative_to(top) or ".git" in path.relative_to(top).parts:
+            found.add(path)
+        elif (inner := _outermost(top, path)) is not None:
+            nested.setdefault(inner, set()).add(path)
+        elif path != top:
+            own.append(f"./{path.relative_to(top).as_posix()}")
+    for inner, inside in nested.items():
+        place = f":(literal){inner.relative_to(top).as_posix()}"
+        is_submodule = any(one.startswith(_LINK) for one in _entries(top, "ls-files", "--stage", "--", place))
+        found |= _ignored(inner, inside) if is_submodule else inside
+    if own:
+        done = _run(top, ["check-ignore", "-z", "--stdin"], "\0".join(own))
+        if done.returncode not in (0, 1):  # 1: none of them
+            raise Unknown(_reason(done))
+        found |= {top / name for name in done.stdout.split("\0") if name}
+    return found
+
+
+def _outermost(top: Path, path: Path) -> Path | None:
+    """The first folder below `top` on the way to `path` that is a repository of its own."""
+    folders = [one for one in path.parents if one != top and one.is_relative_to(top)]
+    return next((one for one in reversed(folders) if (one / ".git").exists()), None)
+
+
+def _in_repository(root: Path) -> bool:
+    """Whether `root` is in the working tree of a repository. Raises `Unknown` when there is one that git cannot read."""
+    try:
+        done = _run(root, ["rev-parse", "--is-inside-work-tree"])
+    except Unknown:
+        if any((folder / ".git").exists() for folder in (root, *root.parents)):
+            raise
+        return False
+    if done.returncode and "not a git repository (or any" not in done.stderr:
+        raise Unknown(_reason(done))  # as of a copied worktree, or of folders that belong to somebody else
+    return done.stdout.strip() == "true"
+
+
+def _entries(root: Path, *arguments: str) -> list[str]:
+    """The entries of `ls-tree` or `ls-files` with paths relative to `root`; nothing of what lies beside it."""
+    command, *rest = arguments
+    return [entry for entry in _demand(root, command, "-z", *rest).split("\0") if entry]
+
+
+def _demand(root: Path, *arguments: str) -> str:
+    """What git answers. Raises `Unknown` when it fails."""
+    done = _run(root, arguments)
+    if done.returncode:
+        raise Unknown(_reason(done))
+    return done.stdout.rstrip("\n")
+
+
+def _answer(root: Path, *arguments: str) -> str:
+    """What git answers; empty when it fails."""
+    try:
+        done = _run(root, arguments)
+    except Unknown:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _run(root: Path, arguments: Iterable[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """Ask git; it changes nothing, not even its index."""
+    environment = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env=environment,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unknown(f"git {next(iter(arguments))} takes longer than {TIMEOUT:.0f} s") from None
+    except OSError as error:
+        raise Unknown(f"git cannot be run: {error.strerror or error}") from None
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.strip().splitlines() or [f"git ended with exit code {done.returncode}"]
+    return lines[0].removeprefix("fatal: ")
