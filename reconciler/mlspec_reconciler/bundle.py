@@ -1,19 +1,25 @@
-"""Code bundles: a function's file and the local modules that it imports, known by their content.
+"""Code bundles: a function's file and the project's own modules that it imports, known by their content.
 
-Called by `observe` (to know the digests) and by `apply` (to put the files into the target's storage). A change of one
-file touches only the functions that can see it, because imports are followed and nothing else is taken along.
+Called by `workspace` (to know the digests) and by `apply` (to put the files into the target's storage). A change of one
+file touches only the functions that can see it, because imports are followed and nothing else is taken along. What a function
+could import although it is neither taken along nor installed is refused: an edit of it would not be seen.
+
+Modules are looked for where Python would, in the project first: below the spec's folder, in the `src` folders up to the root,
+and in folders of the project that are on this machine's search path (`searchpath`). In a bundle all have one root.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlspec.diagnostics import Diagnostic, Mark, did_you_mean, listed
 from mlspec.kind import CodeUse
@@ -21,8 +27,11 @@ from mlspec.kind_table import KINDS
 from mlspec.project import Project
 from mlspec.resource import Resource
 from mlspec.workload import code_key, code_path
+from mlspec_reconciler import imports
+from mlspec_reconciler.searchpath import OWN, Found, SearchPath, is_environment
 
 LARGEST = 32 * 2**20
+_LOCAL_REQUIREMENT = re.compile(r"@\s*file:(?!.*#sha256=)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +40,29 @@ class Bundle:
 
     digest: str
     files: Mapping[str, bytes]
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """The files that do not lie below the spec's folder -> their path in the project."""
 
 
-def gather(project: Project, root: Path) -> tuple[dict[str, Bundle], list[Diagnostic]]:
-    """The bundles of all functions of a project by `code_key`, and what is wrong with their files."""
+def gather(
+    project: Project, root: Path, around: SearchPath | None = None, *, here: bool = True
+) -> tuple[dict[str, Bundle], list[Diagnostic]]:
+    """The bundles of all functions of a project by `code_key`, and what is wrong with their files.
+
+    `around` is where else Python looks on this machine. `here` is whether the functions run on this machine: if not, code
+    outside of the project is not importable there, unless an image has it.
+    """
     bundles: dict[str, Bundle] = {}
     problems: list[Diagnostic] = []
+    files = _Files(root, around or SearchPath())
     for resource in project.order:
         for use in KINDS[resource.kind].code(resource.spec):
-            key = code_key(resource.mark.path, use.entry, use.include)
+            key = code_key(resource.mark.path, use.entry, use.include, use.requirements)
             if key in bundles:
                 continue
-            folder = (root / resource.mark.path).parent
-            bundle, found = _bundle(folder, use, resource)
+            bundles[key], found = _Bundling(files, resource, use, here).bundle()
             problems.extend(found)
-            bundles[key] = bundle
-    return bundles, problems
+    return bundles, list({(one.code, one.mark, one.message): one for one in problems}.values())
 
 
 def store(bundle: Bundle, storage: Path) -> None:
@@ -71,51 +87,236 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _bundle(folder: Path, use: CodeUse, resource: Resource) -> tuple[Bundle, list[Diagnostic]]:
-    location, function = use.entry.rsplit(":", 1)
-    problems: list[Diagnostic] = []
-    if outside := [name for name in (location, *use.include) if _leaves(name)]:
-        words = f"{outside[0]} lies outside of {resource.mark.path.rpartition('/')[0] or 'the project'}/"
-        hint = "a function takes along only files below its spec; move the spec up, or the file down"
-        return Bundle("", {}), [_problem("outside-code", words, resource, hint)]
-    if location.endswith(".py"):
-        start = folder / location
-        if not start.is_file():
-            found = (path for path in folder.glob("**/*.py") if not _hidden(path, folder))
-            near = sorted(str(path.relative_to(folder)) for path in islice(found, 200))
-            problem = _problem(
-                "missing-code",
-                f"{location} does not exist{did_you_mean(location, near)}",
-                resource,
-                listed(near),
-            )
-            return Bundle("", {}), [problem]
-    else:
-        module = _module(folder, location)
-        if module is None:  # an installed module: its version is part of the requirements
-            return Bundle("", {}), []
-        start = module
-    paths = {start, *_imported(folder, start, problems, resource)}
-    problems.extend(_missing_function(start, function, use.entry, resource))
-    for pattern in use.include:
-        matched = [path for path in folder.glob(pattern) if path.is_file() and not _hidden(path, folder)]
-        if not matched:
-            problems.append(_problem("missing-code", f"include {pattern!r} matches no file", resource))
-        paths.update(matched)
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
-    if sum(map(len, files.values())) > LARGEST:
-        problems.append(
-            _problem(
-                "large-code",
-                f"the code of {use.entry} is larger than {LARGEST >> 20} MiB",
-                resource,
-                "put data into a Dataset",
-            )
+class _Files:
+    """The files of a project as functions see them; each is read once, however many functions use it."""
+
+    def __init__(self, root: Path, around: SearchPath) -> None:
+        self.root = root
+        self.around = around
+        self.content = cache(self._content)
+        self.source = cache(self._source)
+        self.places = cache(self._places)
+        self.find = cache(self._find)
+        self._tops = cache(_top_names)
+
+    def shown(self, path: Path) -> str:
+        """The path in diagnostics and in a staged revision."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def _content(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def _source(self, path: Path, base: Path) -> imports.Source:
+        """What a Python file says that is imported from the folder `base`."""
+        return imports.read(path.read_bytes(), self.shown(path), path.relative_to(base))
+
+    def _places(self, folder: Path) -> tuple[Path, ...]:
+        """The folders of the project from which a function of a spec in `folder` imports, in their order."""
+        above = [one for one in (folder, *folder.parents) if one.is_relative_to(self.root)]
+        sources = [one / "src" for one in above if (one / "src").is_dir()]
+        return tuple(
+            dict.fromkeys([folder, *sources, *(self.root / inside for inside in self.around.inside)])
         )
-    hasher = hashlib.sha256()
-    for name, content in files.items():
-        hasher.update(f"{name}\0{len(content)}\0".encode() + content)
-    return Bundle(hasher.hexdigest(), files), problems
+
+    def _find(self, places: tuple[Path, ...], module: str) -> tuple[Path, tuple[Path, ...]] | None:
+        """The folder from which a module of the project is imported, and its file after those of its packages.
+
+        As for Python a package with `__init__.py` goes before folders without, wherever these lie.
+        """
+        names = module.split(".")
+        places = tuple(place for place in places if names[0] in self._tops(place))
+        if not places:
+            return None
+        regular = next((place for place in places if _module(place, names[:1])), None)
+        if regular is None and self.around.find(names[0]) is not None:
+            return None
+        for place in places if regular is None else (regular,):
+            depths = range(1, len(names) + 1)
+            if files := tuple(file for depth in depths if (file := _module(place, names[:depth]))):
+                return place, files
+        return None
+
+
+class _Bundling:
+    """Makes one bundle, and collects what is wrong."""
+
+    def __init__(self, files: _Files, resource: Resource, use: CodeUse, here: bool) -> None:
+        self._files, self._resource, self._use, self._here = files, resource, use, here
+        self._folder = (files.root / resource.mark.path).parent
+        self._required = {_plain(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in use.requirements}
+        self._problems: dict[tuple[str, Mark, str], Diagnostic] = {}
+        self._shadowing: set[Path] = set()
+
+    def bundle(self) -> tuple[Bundle, list[Diagnostic]]:
+        """The bundle, empty when there is none, and the problems."""
+        taken = self._take()
+        return taken, list(self._problems.values())
+
+    def _take(self) -> Bundle:
+        location, function = self._use.entry.rsplit(":", 1)
+        for requirement in filter(_LOCAL_REQUIREMENT.search, self._use.requirements):
+            self._say(
+                "outside-code",
+                f"the requirement {requirement!r} is a file of this machine: an edit of it would not be seen",
+                hint="publish it as a package, or name what the file holds: append #sha256=...",
+            )
+        if outside := [name for name in (location, *self._use.include) if _leaves(name)]:
+            place = self._resource.mark.path.rpartition("/")[0] or "the project"
+            hint = "a function takes along only files below its spec; move the spec up, or the file down"
+            self._say("outside-code", f"{outside[0]} lies outside of {place}/", hint=hint)
+            return Bundle("", {})
+        start = self._start(location)
+        if start is None:
+            return Bundle("", {})
+        closure = self._closure(start)
+        source = self._files.source(start[-1][1], start[-1][0])
+        if source.problem is None and function not in source.names and "*" not in source.names:
+            hint = listed(name for name in source.names if not name.startswith("_"))
+            words = f"{location} has no function {function}{did_you_mean(function, source.names)}"
+            self._say("missing-code", words, hint=hint)
+        found = {path.relative_to(base).as_posix(): path for base, path in reversed(closure)}
+        found = dict(self._included(closure)) | found
+        self._check_names(found)
+        names = sorted(found, key=PurePosixPath)
+        files = {name: self._files.content(found[name]) for name in names}
+        if sum(map(len, files.values())) > LARGEST:
+            words = f"the code of {self._use.entry} is larger than {LARGEST >> 20} MiB"
+            self._say("large-code", words, hint="put data into a Dataset")
+        hasher = hashlib.sha256()
+        for name, content in files.items():
+            hasher.update(f"{name}\0{len(content)}\0".encode() + content)
+        elsewhere = {
+            name: self._files.shown(path)
+            for name, path in found.items()
+            if not path.is_relative_to(self._folder) or path.relative_to(self._folder).as_posix() != name
+        }
+        return Bundle(hasher.hexdigest(), files, elsewhere)
+
+    def _start(self, location: str) -> list[tuple[Path, Path]] | None:
+        """The file of the function after those of its packages, each with the folder from which it is imported; None when
+        there is none, or when it is installed."""
+        if not location.endswith(".py"):
+            found = self._resolve(imports.Import(location, self._resource.mark))
+            if found and found[-1][1] != _module(found[-1][0], location.split(".")):
+                name = found[-1][1].relative_to(found[-1][0]).as_posix()
+                self._say("missing-code", f"{location} does not exist; there is only {name}")
+                return None
+            return found or None  # an installed module: its version is part of the requirements
+        start = self._folder / location
+        if start.is_file():
+            return [(self._folder, start)]
+        paths = (path for path in self._folder.glob("**/*.py") if not _hidden(path, self._folder))
+        near = sorted(path.relative_to(self._folder).as_posix() for path in islice(paths, 200))
+        self._say(
+            "missing-code", f"{location} does not exist{did_you_mean(location, near)}", hint=listed(near)
+        )
+        return None
+
+    def _closure(self, start: Iterable[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+        """All files of the project that are imported from the first ones, each with the folder from which it is imported."""
+        seen: dict[tuple[Path, Path], None] = {}
+        todo = list(start)
+        while todo:
+            one = todo.pop()
+            if one in seen:
+                continue
+            seen[one] = None
+            base, path = one
+            source = self._files.source(path, base)
+            if source.problem is not None:
+                self._add(source.problem)
+            for name in source.imports:
+                todo += self._resolve(name)
+            for folder in source.folders if self._here else ():
+                if Path(folder.name).exists() and not is_environment(Path(folder.name)):
+                    self._refuse(folder, f"the code itself adds {folder.name} to sys.path, which is")
+        return list(seen)
+
+    def _resolve(self, name: imports.Import) -> list[tuple[Path, Path]]:
+        """The files of the project that an import reads; a problem when it reads others that nobody would know of."""
+        top = name.name.partition(".")[0]
+        if top in OWN:
+            return []
+        places = self._files.places(self._folder)
+        if _plain(top) in self._required:  # the spec says that it is the published one
+            places = places[:1]
+        if found := self._files.find(places, name.name):
+            place, files = found
+            if top in sys.stdlib_module_names:
+                self._shadowed(name, top, files[0])
+            return [(place, file) for file in files]
+        known = top in sys.stdlib_module_names or _plain(top) in self._required
+        if not known and name.runs and (other := self._files.around.find(name.name)):
+            self._outside(name, top, other)
+        return []
+
+    def _outside(self, name: imports.Import, top: str, other: Found) -> None:
+        if self._here:
+            self._refuse(name, f"{top} comes from {other.file} ({other.origin}), which is")
+            return
+        words = f"{top} lies in {other.file} ({other.origin}), outside of the project: pods have it only from their image"
+        self._add(replace(self._refusal(name, words), severity="warning"))
+
+    def _refuse(self, name: imports.Import, words: str) -> None:
+        words += " neither part of what is applied nor installed: an edit there would not be seen"
+        self._add(self._refusal(name, words))
+
+    def _refusal(self, name: imports.Import, words: str) -> Diagnostic:
+        place = self._files.shown(self._folder)
+        hint = (
+            f"move it into {'the project' if place == '.' else f'{place}/'} or its src/, "
+            "or publish it as a package and name that in `requirements`"
+        )
+        return Diagnostic("error", "outside-code", words, name.mark, hint)
+
+    def _shadowed(self, name: imports.Import, top: str, file: Path) -> None:
+        self._shadowing.add(file)
+        words = (
+            f"{self._files.shown(file)} has the name of Python's own module {top}: "
+            "which of the two an import reads depends on what was imported before"
+        )
+        self._add(Diagnostic("error", "shadowed-module", words, name.mark, "rename the file"))
+
+    def _check_names(self, found: Mapping[str, Path]) -> None:
+        """Files that nobody imports by name, but that stand in the way of Python's own modules when something else does."""
+        for name, path in found.items():
+            top = name.removesuffix("/__init__.py").removesuffix(".py")
+            if name.endswith(".py") and top in sys.stdlib_module_names and path not in self._shadowing:
+                words = f"{self._resource.id}: {name} hides Python's own module {top} from the libraries that import it"
+                mark = self._resource.mark
+                self._add(Diagnostic("warning", "shadowed-module", words, mark, "rename the file"))
+
+    def _included(self, closure: Iterable[tuple[Path, Path]]) -> Iterator[tuple[str, Path]]:
+        """The files that patterns of `include` match, by name. A pattern counts from the spec's folder, and in the packages
+        that the function imports from elsewhere, so that their data lies beside them."""
+        packages: dict[Path, set[str]] = {}
+        for base, path in closure:
+            if base != self._folder:
+                packages.setdefault(base, set()).add(path.relative_to(base).parts[0])
+        for pattern in self._use.include:
+            matched = {
+                path.relative_to(base).as_posix(): path
+                for base in (*packages, self._folder)
+                for path in base.glob(pattern)
+                if path.is_file()
+                and not _hidden(path, base)
+                and (base == self._folder or path.relative_to(base).parts[0] in packages[base])
+            }
+            if not matched:
+                self._say("missing-code", f"include {pattern!r} matches no file")
+            yield from matched.items()
+
+    def _say(self, code: str, words: str, hint: str = "") -> None:
+        self._add(Diagnostic("error", code, f"{self._resource.id}: {words}", self._resource.mark, hint))
+
+    def _add(self, problem: Diagnostic) -> None:
+        self._problems.setdefault((problem.code, problem.mark, problem.message), problem)
+
+
+@cache
+def _plain(name: str) -> str:
+    """A name of a distribution or module, so that `Our-Pkg` and `our_pkg` are one."""
+    return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def _leaves(name: str) -> bool:
@@ -127,95 +328,17 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
 
 
-def _module(folder: Path, name: str) -> Path | None:
-    base = folder.joinpath(*name.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+def _top_names(folder: Path) -> frozenset[str]:
+    """Names of the modules and packages that may lie in a folder: most imports are of none of them."""
+    try:
+        return frozenset(path.name.removesuffix(".py") for path in folder.iterdir())
+    except OSError:
+        return frozenset()
+
+
+def _module(folder: Path, names: Sequence[str]) -> Path | None:
+    base = folder.joinpath(*names)
+    for candidate in (base / "__init__.py", base.with_name(f"{base.name}.py")):
         if candidate.is_file():
             return candidate
     return None
-
-
-def _imported(folder: Path, start: Path, problems: list[Diagnostic], resource: Resource) -> set[Path]:
-    """Local files that `start` imports, directly or through others."""
-    seen: set[Path] = set()
-    todo = [start]
-    while todo:
-        path = todo.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        try:
-            tree = ast.parse(path.read_bytes(), str(path))
-        except SyntaxError as error:
-            mark = Mark(_shown(path, folder, resource), error.lineno or 1, error.offset or 1)
-            problems.append(
-                Diagnostic("error", "python-syntax", f"Python cannot read this: {error.msg}", mark)
-            )
-            continue
-        for name in _imports(tree, path, folder):
-            parts = name.split(".")
-            for depth in range(1, len(parts) + 1):
-                found = _module(folder, ".".join(parts[:depth]))
-                if found is not None:
-                    todo.append(found)
-    return seen
-
-
-def _imports(tree: ast.AST, path: Path, folder: Path) -> Iterable[str]:
-    package = list(path.relative_to(folder).parent.parts)
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                base = package[: len(package) - level + 1] if level else []
-                prefix = ".".join([*base, *([module] if module else [])])
-                if prefix:
-                    yield prefix
-                yield from (f"{prefix}.{alias.name}" if prefix else alias.name for alias in names)
-
-
-def _missing_function(path: Path, function: str, entry: str, resource: Resource) -> list[Diagnostic]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:
-        return []
-    names: set[str] = set()
-    for node in _top_level(tree):
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
-            case ast.Assign(targets=targets):
-                names.update(target.id for target in targets if isinstance(target, ast.Name))
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                names.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                names.update(alias.asname or alias.name for alias in aliases)
-    if function in names or "*" in names:
-        return []
-    hint = listed(name for name in names if not name.startswith("_"))
-    return [
-        _problem(
-            "missing-code",
-            f"{entry.rsplit(':', 1)[0]} has no function {function}{did_you_mean(function, names)}",
-            resource,
-            hint,
-        )
-    ]
-
-
-def _top_level(tree: ast.Module) -> Iterable[ast.stmt]:
-    """The statements that bind names of the module, also below `if`, `try` and `with`."""
-    for node in tree.body:
-        yield node
-        if isinstance(node, ast.If | ast.Try | ast.With):
-            yield from (child for child in ast.walk(node) if isinstance(child, ast.stmt))
-
-
-def _problem(code: str, message: str, resource: Resource, hint: str = "") -> Diagnostic:
-    return Diagnostic("error", code, f"{resource.id}: {message}", resource.mark, hint)
-
-
-def _shown(path: Path, folder: Path, resource: Resource) -> str:
-    parent = Path(resource.mark.path).parent
-    return str(parent / path.relative_to(folder))

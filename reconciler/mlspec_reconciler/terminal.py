@@ -13,6 +13,7 @@ import click
 from mlspec import report
 from mlspec.diagnostics import Mark
 from mlspec.resource import Path as FieldPath
+from mlspec_reconciler import imports
 from mlspec_reconciler.notes import notes, titles
 from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.show import plan as show
@@ -54,12 +55,20 @@ def opened(path: Path, target: str | None) -> tuple[Opened, Wanted]:
     """Open the project; with errors print them all and exit with 1."""
     project = open_project(path, target)
     if project.diagnostics:
-        click.echo(report.text(project.diagnostics, project.texts, colour=colored()), err=True)
+        texts = {**project.texts, **code_texts(project)}
+        click.echo(report.text(project.diagnostics, texts, colour=colored()), err=True)
     if project.wanted is None:
         if not project.diagnostics:
             click.echo(f"error: no specs in {path}; write some with: mlspec init", err=True)
         raise click.exceptions.Exit(1)
     return project, project.wanted
+
+
+def code_texts(project: Opened) -> dict[str, str]:
+    """The texts of the Python files in which something is wrong."""
+    root = project.workspace.root
+    paths = {one.mark.path for one in project.diagnostics if one.mark.path.endswith(".py")}
+    return {path: imports.text((root / path).read_bytes()) for path in paths if (root / path).is_file()}
 
 
 def locator(wanted: Wanted) -> show.Locate:

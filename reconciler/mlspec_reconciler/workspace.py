@@ -18,7 +18,7 @@ from mlspec.compile import choose_target, uploads
 from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
-from mlspec_reconciler import bundle, checkout, load, observe
+from mlspec_reconciler import bundle, checkout, load, observe, searchpath
 from mlspec_reconciler.cluster import Cluster, Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.clusters.local.launch import write_json
@@ -70,6 +70,8 @@ class Opened:
     texts: Mapping[str, str]
     wanted: Wanted | None = None
     target_name: str = ""
+    inside: tuple[str, ...] = ()
+    """Folders of the project, relative to its root, that Python searches on this machine."""
 
 
 def find(path: Path) -> Workspace:
@@ -90,18 +92,19 @@ def open_project(path: Path, target: str | None) -> Opened:
         hint = "mlspec init writes a working project; mlspec destroy removes what was applied"
         nothing = Diagnostic("error", "no-specs", "there is no resource of mlspec in these files", mark, hint)
         return Opened(workspace, (*loaded.diagnostics, nothing), loaded.texts)
-    code, code_problems = bundle.gather(project, workspace.root)
+    chosen = choose_target(project.settings, target)
+    around = searchpath.of_this_python(workspace.root)
+    here = isinstance(chosen, str) or chosen[1].kubernetes is None
+    code, code_problems = bundle.gather(project, workspace.root, around, here=here)
     files, file_problems = observe.source_files(project, workspace.root)
     problems = [*loaded.diagnostics, *code_problems, *file_problems]
-    chosen = choose_target(project.settings, target)
     if isinstance(chosen, str):
         problems.append(Diagnostic("error", "unknown-target", chosen, Mark(str(path)), "--target names it"))
     if isinstance(chosen, str) or any(one.severity == "error" for one in problems):
         return Opened(workspace, tuple(problems), loaded.texts)
     name, spec = chosen
-    return Opened(
-        workspace, tuple(problems), loaded.texts, Wanted(project, _placed(spec, workspace), code, files), name
-    )
+    wanted = Wanted(project, _placed(spec, workspace), code, files)
+    return Opened(workspace, tuple(problems), loaded.texts, wanted, name, around.inside)
 
 
 def _placed(target: Target, workspace: Workspace) -> Target:
@@ -130,7 +133,10 @@ def stage(opened: Opened, cluster: Cluster) -> str:
     contents = {name: text.encode() for name, text in opened.texts.items()}
     for key, one in wanted.code.items():
         folder = key.split("|", 1)[0]
-        contents |= {os.path.normpath(f"{folder}/{name}"): content for name, content in one.files.items()}
+        contents |= {
+            one.elsewhere.get(name) or os.path.normpath(f"{folder}/{name}"): content
+            for name, content in one.files.items()
+        }
     hasher = hashlib.sha256(opened.target_name.encode())
     for name, content in sorted(contents.items()):
         hasher.update(f"\0{name}\0{len(content)}\0".encode() + content)
@@ -144,6 +150,7 @@ def stage(opened: Opened, cluster: Cluster) -> str:
             "project": wanted.project.name,
             "target": opened.target_name,
             "commit": checkout.commit(workspace.root),
+            "inside": opened.inside,
             "source": dict(wanted.project.source),
             "files": {name: {"digest": one.digest, "paths": one.paths} for name, one in wanted.files.items()},
         },
@@ -190,7 +197,7 @@ def open_applied(workspace: Workspace, document: Mapping[str, Any]) -> Wanted | 
     if loaded.project is None:
         return None
     project = dataclasses.replace(loaded.project, name=document["project"], source=document.get("source", {}))
-    code, _ = bundle.gather(project, root)
+    code, _ = bundle.gather(project, root, searchpath.SearchPath(tuple(document.get("inside", ()))))
     files = {name: Files(one["digest"], tuple(one["paths"])) for name, one in document["files"].items()}
     chosen = choose_target(project.settings, document["target"])
     if isinstance(chosen, str):

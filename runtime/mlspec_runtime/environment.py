@@ -67,12 +67,23 @@ def satisfied(requirement: Requirement, seen: frozenset[str] = frozenset()) -> b
         found = importlib.metadata.distribution(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return False
-    if not requirement.specifier.contains(found.version, prereleases=True):
+    if not requirement.specifier.contains(found.version, prereleases=True) or _is_editable(found):
         return False
     key = str(requirement)
     return key in seen or all(
         satisfied(part, seen | {key}) for part in _extras(requirement, found.requires or [])
     )
+
+
+def _is_editable(found: importlib.metadata.Distribution) -> bool:
+    """Whether it is a link to a folder that somebody works in: what it holds is not what its version says.
+
+    https://packaging.python.org/en/latest/specifications/direct-url/
+    """
+    try:
+        return bool(json.loads(found.read_text("direct_url.json") or "{}")["dir_info"]["editable"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _extras(requirement: Requirement, needs: list[str]) -> Iterator[Requirement]:

@@ -78,10 +78,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class CodeUse:
-    """A function that a spec names in place: its entry and further files, relative to the folder of the spec."""
+    """A function that a spec names in place: its entry and further files, relative to the folder of the spec, and the
+    packages that are installed for it."""
 
     entry: str
     include: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

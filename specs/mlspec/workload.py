@@ -6,7 +6,7 @@ Kinds make workloads, engines lower them. So a new kind works on every engine an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -167,10 +167,13 @@ class Facts:
         return max(found, key=lambda one: (one.at, one.id), default=None)
 
 
-def code_key(spec_path: str, entry: str, include: tuple[str, ...] | list[str] = ()) -> str:
-    """Key of a code bundle in `Facts.code`: entries are relative to the folder of the spec that names them."""
+def code_key(
+    spec_path: str, entry: str, include: Sequence[str] = (), requirements: Sequence[str] = ()
+) -> str:
+    """Key of a code bundle in `Facts.code`: entries are relative to the folder of the spec that names them. A module that is
+    among the requirements is not taken from the project, so they count."""
     folder = spec_path.rsplit("/", 1)[0] if "/" in spec_path else "."
-    return "|".join([folder, entry, *sorted(include)])
+    return "|".join([folder, entry, *sorted(include), *(f"={one}" for one in sorted(requirements))])
 
 
 def code_path(bundle: str) -> str:

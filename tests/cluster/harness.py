@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,12 @@ class Home:
         drive = str(Path(__file__).with_name("drive.py"))
         with log.open("ab") as file:
             argv = [sys.executable, drive, str(self.cluster.home)]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+            installed = (
+                self.cluster.home / "site-packages"
+            )  # steps and programs get no other folder of PYTHONPATH
+            installed.mkdir(exist_ok=True)
+            shutil.copy(Path(__file__).with_name("naps.py"), installed)
+            environment = {**os.environ, "PYTHONPATH": str(installed)}
             self.supervisor = subprocess.Popen(
                 argv, stdout=file, stderr=file, env=environment, start_new_session=True
             )

@@ -201,7 +201,7 @@ class LocalCluster:
                 stdout=file,
                 stderr=file,
                 cwd=self.home,
-                env=processes.without_mark(),
+                env=processes.inherited(),
                 start_new_session=True,
             )
 
