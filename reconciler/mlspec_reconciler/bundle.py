@@ -31,6 +31,8 @@ from mlspec_reconciler import imports
 from mlspec_reconciler.searchpath import OWN, Found, SearchPath, is_environment
 
 LARGEST = 32 * 2**20
+_CONTROLS = bytes({*range(32), 127} - {*b"\t\n\v\f\r\x1b"})
+"""Characters that text does not have."""
 _LOCAL_REQUIREMENT = re.compile(r"@\s*file:(?!.*#sha256=)", re.IGNORECASE)
 
 
@@ -87,6 +89,27 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def normal(content: bytes, python: bool = False) -> bytes:
+    """The content with line feeds and without a byte order mark, whatever the checkout or an editor made of them.
+
+    So the same commit is the same code everywhere, and what runs is what was hashed. What is not text stays as it is: it does
+    not decode as UTF-8, or it has control characters. A Python file (`python`) is text in whatever encoding it names.
+    """
+    if not python and not _is_text(content):
+        return content
+    return content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+
+
+def _is_text(content: bytes) -> bool:
+    if content.translate(None, _CONTROLS) != content:
+        return False
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class _Files:
     """The files of a project as functions see them; each is read once, however many functions use it."""
 
@@ -104,7 +127,7 @@ class _Files:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     def _content(self, path: Path) -> bytes:
-        return path.read_bytes()
+        return normal(path.read_bytes(), path.suffix == ".py")
 
     def _source(self, path: Path, base: Path) -> imports.Source:
         """What a Python file says that is imported from the folder `base`."""

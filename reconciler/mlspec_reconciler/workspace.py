@@ -130,7 +130,7 @@ def stage(opened: Opened, cluster: Cluster) -> str:
         from mlspec_reconciler.upload import upload
 
         upload(str(wanted.target.storage), large)
-    contents = {name: text.encode() for name, text in opened.texts.items()}
+    contents = {name: bundle.normal(text.encode()) for name, text in opened.texts.items()}
     for key, one in wanted.code.items():
         folder = key.split("|", 1)[0]
         contents |= {

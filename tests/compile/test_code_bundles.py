@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -226,10 +227,75 @@ def test_such_a_name_inside_of_a_package_is_nobodys_business(root: Path, name: s
     assert not gathered(root)[1]
 
 
-# --- encodings
+# --- the same commit on another machine
 
 
+TEXTS = {
+    "train.py": 'import helper\n\nTEXT = """a\nb"""\n\n\ndef train():\n    return helper.x\n',
+    "helper.py": "# Zürich\nx = 1\n",
+    "latin.py": "# -*- coding: latin-1 -*-\nname = 'Zürich'\n",
+    "conf/words.txt": "Zürich\nGenève\n",
+    "conf/a.toml": "a = 1\n\n",
+}
 BOM = b"\xef\xbb\xbf"
+
+
+def checked_out(root: Path, change: Callable[[str, bytes], bytes]) -> bundle.Bundle:
+    """The bundle of the same files, as a checkout or an editor left their bytes."""
+    for name, text in TEXTS.items():
+        content = text.encode("latin-1" if name == "latin.py" else "utf-8")
+        (root / "ml" / name).write_bytes(change(name, content))
+    found, problems = gathered(root, include='"latin.py", "conf/*"')
+    assert not problems
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda name, content: content.replace(b"\n", b"\r\n"), id="all CRLF"),
+        pytest.param(lambda name, content: content.replace(b"\n", b"\r\n", 1), id="one line CRLF"),
+        pytest.param(
+            lambda name, content: content if name == "latin.py" else BOM + content, id="byte order marks"
+        ),
+        pytest.param(
+            lambda name, content: content.replace(b"\n", b"\r\n") if name == "latin.py" else content,
+            id="CRLF in Latin-1",
+        ),
+        pytest.param(
+            lambda name, content: BOM + content.replace(b"\n", b"\r\n") if name == "helper.py" else content,
+            id="a helper from Notepad",
+        ),
+    ],
+)
+def test_line_endings_and_byte_order_marks_are_no_change(
+    root: Path, change: Callable[[str, bytes], bytes]
+) -> None:
+    """A checkout on Windows would otherwise train everything again; on Kubernetes the very bytes name the ConfigMaps."""
+    plain = checked_out(root, lambda name, content: content)
+    changed = checked_out(root, change)
+    assert changed == plain
+    assert checked_out(root, lambda name, content: content.replace(b"1", b"2")).digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x0a\x0d\x0a\x0bhello world\x12\x02ok\r\n",  # a protobuf message, all of it UTF-8
+        b"\x89PNG\r\n\x1a\n",
+        b"a\r\n\x00b",
+        b"Z\xfcrich\r\n",
+        "a\r\n".encode("utf-16"),
+    ],
+    ids=["protobuf", "png", "nul", "latin-1", "utf-16"],
+)
+def test_what_is_no_text_keeps_its_bytes(root: Path, content: bytes) -> None:
+    """A binary model with its line feeds rewritten would be another model, or none."""
+    (root / "ml/conf/model.bin").write_bytes(content)
+    found, _ = gathered(root, include='"conf/model.bin"')
+    assert found.files["conf/model.bin"] == content
+    (root / "ml/conf/model.bin").write_bytes(content.replace(b"\r\n", b"\n") + b" ")
+    assert gathered(root, include='"conf/model.bin"')[0].digest != found.digest
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -76,6 +77,13 @@ def test_an_edit_of_an_own_package_runs_its_code_once(own: Own) -> None:
     rows = own.rows()
     assert set(rows) == {1.0, 99.0}
     assert all(file.startswith(f"{own.folder}/.mlspec/store/code/") for file in rows.values())
+
+    # Another checkout of the same commit, and another environment: no change, and nothing has run meanwhile.
+    for path in [*own.folder.glob("*.py"), *own.folder.glob("*.yaml"), *own.folder.glob("src/*/*.py")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    shutil.move(own.folder / "src/ourpkg", own.folder / "ourpkg")
+    assert "Nothing changes" in own.run("plan")
+    assert len(own.run("runs").splitlines()) == 2
 
 
 def test_a_module_that_only_the_callers_shell_knows_does_not_run(own: Own) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mlspec.manifest import digest
 from mlspec_reconciler import checkout, files, guards, workspace
 from mlspec_reconciler.checkout import Missing
 from mlspec_reconciler.clusters.memory import MemoryCluster
@@ -437,6 +438,29 @@ def test_a_repository_that_cannot_be_read_deletes_nothing(
     assert refused(root, cluster)[0].startswith(
         "error[partial-checkout]: whether the checkout is complete is not known: detected dubious ownership"
     )
+
+
+@pytest.mark.parametrize("change", ["\r\n", "\ufeff", "utf-16"])
+def test_another_checkout_of_the_same_commit_changes_nothing(
+    applied: tuple[Path, MemoryCluster], change: str
+) -> None:
+    """Line endings and byte order marks of specs and code are those of a machine, not of the commit."""
+    root, cluster = applied
+
+    def revision() -> tuple[str, str]:
+        opened = workspace.open_project(root, None)
+        assert opened.wanted is not None, opened.diagnostics
+        assert look(opened.wanted, cluster).plan.empty
+        return workspace.stage(opened, cluster), digest(dict(opened.wanted.project.digests))
+
+    before = revision()
+    for path in [*root.rglob("*.yaml"), *root.rglob("*.py")]:
+        text = path.read_text()
+        if change == "utf-16" and path.suffix == ".yaml":
+            path.write_bytes(text.encode("utf-16"))
+        elif change != "utf-16":
+            path.write_bytes((change + text if change == "\ufeff" else text.replace("\n", change)).encode())
+    assert revision() == before
 
 
 # --- what git does not version
