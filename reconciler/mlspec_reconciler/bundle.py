@@ -269,15 +269,16 @@ class _Bundling:
                 self._shadowed(name, top, files[0])
             return [(place, file) for file in files]
         known = top in sys.stdlib_module_names or _plain(top) in self._required
-        if not known and name.runs and (other := self._files.around.find(name.name)):
+        other = self._files.around.find(name.name) if name.runs and not known else None
+        if other is not None and _plain(other.distribution) not in self._required:
             self._outside(name, top, other)
         return []
 
     def _outside(self, name: imports.Import, top: str, other: Found) -> None:
         if self._here:
-            self._refuse(name, f"{top} comes from {other.file} ({other.origin}), which is")
+            self._refuse(name, f"{top} comes from {other}, which is")
             return
-        words = f"{top} lies in {other.file} ({other.origin}), outside of the project: pods have it only from their image"
+        words = f"{top} lies in {other}, outside of the project: pods have it only from their image"
         self._add(replace(self._refusal(name, words), severity="warning"))
 
     def _refuse(self, name: imports.Import, words: str) -> None:

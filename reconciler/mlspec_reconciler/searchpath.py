@@ -13,7 +13,7 @@ import os
 import re
 import site
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -25,17 +25,20 @@ OWN = ("mlspec", "mlspec_reconciler", "mlspec_runtime", "mlspec_storage")
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 LAYOUTS = ("src", ".", "python", "lib")
 """Where the packages of a Python project lie, below the folder that was installed."""
+INSTALL = "the editable install"
 _IMPORT = re.compile(r"import\s+(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A folder (or zip archive) outside of the project from which Python imports. `origin` says why it does."""
+    """A folder (or zip archive) outside of the project from which Python imports: PYTHONPATH or another `origin` says so."""
 
     folder: Path
     origin: str
     modules: tuple[tuple[str, Path], ...] = ()
     """Its only importable modules, each with its file or folder; without any the whole folder is importable."""
+    distribution: str = ""
+    """What was installed there, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class Found:
 
     file: Path
     origin: str
+    distribution: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.origin}{f' of {self.distribution}' if self.distribution else ''})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,31 +135,33 @@ def _relative(folder: Path, root: Path) -> str | None:
 def _of_site(folder: Path, root: Path) -> Iterator[Entry]:
     """What a folder of installed packages adds to the search path. A copy of a folder of the project (`pip install .`) counts
     as that folder, so that the same commit is the same code wherever it was installed."""
-    entries = list(_of_pth_files(folder))
+    distributions = [one for one in _from_folders(folder) if one.name != DISTRIBUTION]
+    owners = {file: one.name for one in distributions for file in one.files}
+    entries = [entry for file in sorted(folder.glob("*.pth")) for entry in _of_pth_file(file, owners)]
     yield from entries
-    for project, name, editable in _from_folders(folder):
-        known = any(entry.folder.is_relative_to(project) for entry in entries)
-        if name != DISTRIBUTION and (_relative(project, root) is not None or (editable and not known)):
-            origin = f"the {'editable ' if editable else ''}install of {name}"
-            yield from (Entry(project / layout, origin) for layout in LAYOUTS if (project / layout).is_dir())
+    for one in distributions:
+        known = any(entry.folder.is_relative_to(one.folder) for entry in entries)
+        if _relative(one.folder, root) is not None or (one.editable and not known):
+            places = [one.folder / layout for layout in LAYOUTS]
+            yield from (Entry(place, INSTALL, distribution=one.name) for place in places if place.is_dir())
 
 
-def _of_pth_files(folder: Path) -> Iterator[Entry]:
-    """The folders that `.pth` files name, and the modules of the PEP 660 finders that they start.
+def _of_pth_file(file: Path, owners: Mapping[str, str]) -> Iterator[Entry]:
+    """The folders that a `.pth` file names, and the modules of the PEP 660 finder that it starts.
 
     https://docs.python.org/3/library/site.html
     """
-    for file in sorted(folder.glob("*.pth")):
-        origin = f"an editable install ({file.name})"
-        for line in _text(file).splitlines():
-            line = line.strip()
-            if started := _IMPORT.match(line):
-                yield from _of_finder(folder / f"{started[1]}.py", origin)
-            elif line and not line.startswith("#") and (place := folder / line).exists():
-                yield Entry(Path(os.path.normpath(place)), origin)
+    owner = owners.get(file.name, "")
+    origin = INSTALL if owner else file.name
+    for line in map(str.strip, _text(file).splitlines()):
+        if started := _IMPORT.match(line):
+            for name, place in _of_finder(file.with_name(f"{started[1]}.py")):
+                yield Entry(place.parent, origin, ((name, place),), owner)
+        elif line and not line.startswith("#") and (place := file.parent / line).exists():
+            yield Entry(Path(os.path.normpath(place)), origin, distribution=owner)
 
 
-def _of_finder(file: Path, origin: str) -> Iterator[Entry]:
+def _of_finder(file: Path) -> Iterator[tuple[str, Path]]:
     """The modules that a finder of an editable install maps to paths: `{"ourpkg": "/src/ourpkg"}` in setuptools' finders,
     `map_module("ourpkg", "/src/ourpkg/__init__.py")` in those of hatch and PDM."""
     try:
@@ -163,8 +172,7 @@ def _of_finder(file: Path, origin: str) -> Iterator[Entry]:
         for key, value in _pairs(node):
             name, place = _text_of(key), Path(_text_of(value))
             if name.isidentifier() and place.is_absolute() and place.exists():
-                place = place.parent if place.name == "__init__.py" else place
-                yield Entry(place.parent, origin, ((name, place),))
+                yield name, place.parent if place.name == "__init__.py" else place
 
 
 def _pairs(node: ast.AST) -> Iterator[tuple[ast.expr | None, ast.expr]]:
@@ -179,11 +187,18 @@ def _text_of(node: ast.expr | None) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def _from_folders(installed: Path) -> Iterator[tuple[Path, str, bool]]:
-    """Distributions that were installed from a folder: the folder, the name, and whether the install is editable.
+@dataclass(frozen=True, slots=True)
+class _Distribution:
+    """A distribution that was installed from a folder; `files` are those that it has beside its metadata."""
 
-    https://packaging.python.org/en/latest/specifications/direct-url/
-    """
+    name: str
+    folder: Path
+    editable: bool
+    files: tuple[str, ...]
+
+
+def _from_folders(installed: Path) -> Iterator[_Distribution]:
+    """https://packaging.python.org/en/latest/specifications/direct-url/"""
     for file in sorted(installed.glob("*.dist-info/direct_url.json")):
         try:
             document = json.loads(_text(file))
@@ -191,8 +206,9 @@ def _from_folders(installed: Path) -> Iterator[tuple[Path, str, bool]]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # not from a folder, or damaged
         if url.scheme == "file":
-            name = file.parent.name.removesuffix(".dist-info").rpartition("-")[0]
-            yield Path(unquote(url.path)), name.replace("_", "-").lower(), editable
+            name = file.parent.name.removesuffix(".dist-info").rpartition("-")[0].replace("_", "-").lower()
+            record = tuple(line.partition(",")[0] for line in _text(file.with_name("RECORD")).splitlines())
+            yield _Distribution(name, Path(unquote(url.path)), editable, record if editable else ())
 
 
 def _text(file: Path) -> str:
@@ -209,7 +225,7 @@ def _first(entries: Sequence[Entry], names: Sequence[str]) -> Found | None:
         else:
             file = _locate(entry.folder, names)
         if file is not None:
-            return Found(file, entry.origin)
+            return Found(file, entry.origin, entry.distribution)
     return None
 
 

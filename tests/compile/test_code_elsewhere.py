@@ -126,6 +126,86 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+# --- the ways in which people lay out a step and its helper
+
+OWN_ROWS = 'def rows():\n    return [{"x": 1.0}]\n'
+WAYS: dict[str, tuple[dict[str, str], str, str]] = {
+    "import in a body": (
+        {"load.py": "def rows():\n    from helper import rows as r\n    return r()\n", "helper.py": OWN_ROWS},
+        "helper.py",
+        "seen",
+    ),
+    "namespace folder": (
+        {"load.py": "from lib.helper import rows\n", "lib/helper.py": OWN_ROWS},
+        "lib/helper.py",
+        "seen",
+    ),
+    "package in src": (
+        {"load.py": LOAD, "src/ourpkg/__init__.py": OWN_ROWS},
+        "src/ourpkg/__init__.py",
+        "seen",
+    ),
+    "dynamic import": (
+        {
+            "load.py": "import importlib\n\n\ndef rows():\n    return importlib.import_module('helper').rows()\n",
+            "helper.py": OWN_ROWS,
+        },
+        "helper.py",
+        "seen",
+    ),
+    "included data": (
+        {
+            "load.py": "import json\n\n\ndef rows():\n    return json.load(open('rows.json'))\n",
+            "rows.json": '[{"x": 1.0}]',
+        },
+        "rows.json",
+        "seen",
+    ),
+    "data that is not listed": (
+        {
+            "load.py": "import json\n\n\ndef rows():\n    return json.load(open('r.json'))\n",
+            "r.json": '[{"x": 1.0}]',
+        },
+        "r.json",
+        "No such file or directory: 'r.json'",
+    ),
+    "a name of Python's own": (
+        {"load.py": "from types import rows as r\n\n\ndef rows():\n    return r()\n", "types.py": OWN_ROWS},
+        "types.py",
+        "ml/types.py has the name of Python's own module types",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edit_of_what_a_function_uses_is_seen_or_the_code_is_refused(
+    machine: Machine, tmp_path: Path, way: str
+) -> None:
+    """A change in a helper that leaves an old result is the bug of many pipelines: zenml-io/zenml#1011."""
+    texts, edited, outcome = WAYS[way]
+    write(machine.root, {f"ml/{name}": text for name, text in texts.items()})
+    machine.spec(include="rows.json" if "rows.json" in texts else "")
+    results = []
+    for x in ("1.0", "99.0"):
+        write(machine.root, {f"ml/{edited}": texts[edited].replace("1.0", x)})
+        found, problems = machine.gathered()
+        if problems:
+            assert outcome in problems[0].message
+            return
+        bundle.store(found, tmp_path)
+        program = (
+            "import sys, pathlib; from mlspec_runtime import code; folder = pathlib.Path(sys.argv[1]); "
+            "print(code.call(code.load('load.py:rows', folder), folder, {}, within=folder))"
+        )
+        command = [sys.executable, "-P", "-c", program, str(tmp_path / "code" / found.digest[:16])]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=machine.root / "ml", check=False)
+        results.append(done.stdout.strip() or done.stderr)
+    if outcome == "seen":
+        assert results == ["[{'x': 1.0}]", "[{'x': 99.0}]"]
+    else:
+        assert all(outcome in result for result in results)
+
+
 # --- what lies in the project
 
 
@@ -269,6 +349,14 @@ def test_the_published_package_is_meant_when_it_is_required(machine: Machine) ->
     assert set(machine.taken().files) == {"load.py"}
 
 
+def test_the_distribution_of_an_editable_install_may_be_required(machine: Machine) -> None:
+    """Its name need not be that of the module. The run gets the published one, because an editable install satisfies nothing."""
+    finder_elsewhere(machine)
+    assert [one.code for one in machine.gathered()[1]] == ["outside-code"]
+    machine.spec(requirements="our_dist>=1")
+    assert set(machine.taken().files) == {"load.py"}
+
+
 # --- what lies elsewhere
 
 
@@ -320,14 +408,17 @@ def hides_a_folder_of_ours(machine: Machine) -> str:
 def editable_elsewhere(machine: Machine) -> str:
     write(machine.beside, {"src/ourpkg/__init__.py": PACKAGE})
     write(machine.site, {"_ourpkg.pth": f"# ours\n\n{machine.beside}/src\n"})
-    return f"{machine.beside}/src/ourpkg/__init__.py (an editable install (_ourpkg.pth))"
+    return f"{machine.beside}/src/ourpkg/__init__.py (_ourpkg.pth)"
 
 
 def finder_elsewhere(machine: Machine) -> str:
     write(machine.beside, {"ourpkg/__init__.py": PACKAGE})
     write(machine.site, {"o.pth": "import o_finder; o_finder.install()"})
     write(machine.site, {"o_finder.py": FINDER.replace("FOLDER", str(machine.beside))})
-    return f"{machine.beside}/ourpkg/__init__.py (an editable install (o.pth))"
+    url = f'{{"dir_info": {{"editable": true}}, "url": "file://{machine.beside}"}}'
+    write(machine.site, {"our_dist-1.0.dist-info/direct_url.json": url})
+    write(machine.site, {"our_dist-1.0.dist-info/RECORD": "o.pth,sha256=x,9\no_finder.py,sha256=y,9\n"})
+    return f"{machine.beside}/ourpkg/__init__.py (the editable install of our-dist)"
 
 
 def finder_that_nobody_knows(machine: Machine) -> str:
