@@ -21,7 +21,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from mlspec.diagnostics import Diagnostic, Mark, did_you_mean, listed
+from mlspec.diagnostics import Diagnostic, Severity, did_you_mean, listed
 from mlspec.kind import CodeUse
 from mlspec.kind_table import KINDS
 from mlspec.project import Project
@@ -62,9 +62,10 @@ def gather(
             key = code_key(resource.mark.path, use.entry, use.include, use.requirements)
             if key in bundles:
                 continue
-            bundles[key], found = _Bundling(files, resource, use, here).bundle()
-            problems.extend(found)
-    return bundles, list({(one.code, one.mark, one.message): one for one in problems}.values())
+            bundling = _Bundling(files, resource, use, here)
+            bundles[key] = bundling.bundle()
+            problems.extend(bundling.problems)
+    return bundles, list({(each.code, each.mark, each.message): each for each in problems}.values())
 
 
 def store(bundle: Bundle, storage: Path) -> None:
@@ -110,6 +111,19 @@ def _is_text(content: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """A Python file of the project, and the folder from which it is imported."""
+
+    base: Path
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Its name in a bundle."""
+        return self.path.relative_to(self.base).as_posix()
+
+
 class _Files:
     """The files of a project as functions see them; each is read once, however many functions use it."""
 
@@ -129,35 +143,35 @@ class _Files:
     def _content(self, path: Path) -> bytes:
         return normal(path.read_bytes(), path.suffix == ".py")
 
-    def _source(self, path: Path, base: Path) -> imports.Source:
-        """What a Python file says that is imported from the folder `base`."""
-        return imports.read(path.read_bytes(), self.shown(path), path.relative_to(base))
+    def _source(self, module: _Module) -> imports.Source:
+        """What a Python file says."""
+        return imports.read(module.path.read_bytes(), self.shown(module.path), PurePosixPath(module.name))
 
     def _places(self, folder: Path) -> tuple[Path, ...]:
         """The folders of the project from which a function of a spec in `folder` imports, in their order."""
-        above = [one for one in (folder, *folder.parents) if one.is_relative_to(self.root)]
-        sources = [one / "src" for one in above if (one / "src").is_dir()]
+        above = [parent for parent in (folder, *folder.parents) if parent.is_relative_to(self.root)]
+        sources = [parent / "src" for parent in above if (parent / "src").is_dir()]
         return tuple(
             dict.fromkeys([folder, *sources, *(self.root / inside for inside in self.around.inside)])
         )
 
-    def _find(self, places: tuple[Path, ...], module: str) -> tuple[Path, tuple[Path, ...]] | None:
-        """The folder from which a module of the project is imported, and its file after those of its packages.
+    def _find(self, places: tuple[Path, ...], module: str) -> tuple[_Module, ...]:
+        """The file of a module of the project after those of its packages; empty when the project has none.
 
         As for Python a package with `__init__.py` goes before folders without, wherever these lie.
         """
         names = module.split(".")
         places = tuple(place for place in places if names[0] in self._tops(place))
         if not places:
-            return None
-        regular = next((place for place in places if _module(place, names[:1])), None)
+            return ()
+        regular = next((place for place in places if _file(place, names[:1])), None)
         if regular is None and self.around.find(names[0]) is not None:
-            return None
+            return ()
         for place in places if regular is None else (regular,):
             depths = range(1, len(names) + 1)
-            if files := tuple(file for depth in depths if (file := _module(place, names[:depth]))):
-                return place, files
-        return None
+            if files := [file for depth in depths if (file := _file(place, names[:depth]))]:
+                return tuple(_Module(place, file) for file in files)
+        return ()
 
 
 class _Bundling:
@@ -167,87 +181,80 @@ class _Bundling:
         self._files, self._resource, self._use, self._here = files, resource, use, here
         self._folder = (files.root / resource.mark.path).parent
         self._required = {_plain(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in use.requirements}
-        self._problems: dict[tuple[str, Mark, str], Diagnostic] = {}
         self._shadowing: set[Path] = set()
+        self.problems: list[Diagnostic] = []
 
-    def bundle(self) -> tuple[Bundle, list[Diagnostic]]:
-        """The bundle, empty when there is none, and the problems."""
-        taken = self._take()
-        return taken, list(self._problems.values())
-
-    def _take(self) -> Bundle:
+    def bundle(self) -> Bundle:
+        """The bundle; it is empty when there is no such code, or when it is installed."""
         location, function = self._use.entry.rsplit(":", 1)
-        for requirement in filter(_LOCAL_REQUIREMENT.search, self._use.requirements):
-            self._say(
-                "outside-code",
-                f"the requirement {requirement!r} is a file of this machine: an edit of it would not be seen",
-                hint="publish it as a package, or name what the file holds: append #sha256=...",
-            )
+        self._check_requirements()
         if outside := [name for name in (location, *self._use.include) if _leaves(name)]:
             place = self._resource.mark.path.rpartition("/")[0] or "the project"
             hint = "a function takes along only files below its spec; move the spec up, or the file down"
-            self._say("outside-code", f"{outside[0]} lies outside of {place}/", hint=hint)
+            self._error("outside-code", f"{outside[0]} lies outside of {place}/", hint)
             return Bundle("", {})
-        start = self._start(location)
-        if start is None:
+        start = self._file(location) if location.endswith(".py") else self._module(location)
+        if not start:
             return Bundle("", {})
-        closure = self._closure(start)
-        source = self._files.source(start[-1][1], start[-1][0])
+        source = self._files.source(start[-1])
         if source.problem is None and function not in source.names and "*" not in source.names:
             hint = listed(name for name in source.names if not name.startswith("_"))
-            words = f"{location} has no function {function}{did_you_mean(function, source.names)}"
-            self._say("missing-code", words, hint=hint)
-        found = {path.relative_to(base).as_posix(): path for base, path in reversed(closure)}
-        found = dict(self._included(closure)) | found
-        self._check_names(found)
-        names = sorted(found, key=PurePosixPath)
-        files = {name: self._files.content(found[name]) for name in names}
+            message = f"{location} has no function {function}{did_you_mean(function, source.names)}"
+            self._error("missing-code", message, hint)
+        modules = self._closure(start)
+        paths = dict(self._included(modules)) | {module.name: module.path for module in reversed(modules)}
+        self._check_names(paths)
+        files = {name: self._files.content(paths[name]) for name in sorted(paths, key=PurePosixPath)}
         if sum(map(len, files.values())) > LARGEST:
-            words = f"the code of {self._use.entry} is larger than {LARGEST >> 20} MiB"
-            self._say("large-code", words, hint="put data into a Dataset")
+            message = f"the code of {self._use.entry} is larger than {LARGEST >> 20} MiB"
+            self._error("large-code", message, "put data into a Dataset")
         hasher = hashlib.sha256()
         for name, content in files.items():
             hasher.update(f"{name}\0{len(content)}\0".encode() + content)
         elsewhere = {
-            name: self._files.shown(path)
-            for name, path in found.items()
-            if not path.is_relative_to(self._folder) or path.relative_to(self._folder).as_posix() != name
+            name: self._files.shown(path) for name, path in paths.items() if path != self._folder / name
         }
         return Bundle(hasher.hexdigest(), files, elsewhere)
 
-    def _start(self, location: str) -> list[tuple[Path, Path]] | None:
-        """The file of the function after those of its packages, each with the folder from which it is imported; None when
-        there is none, or when it is installed."""
-        if not location.endswith(".py"):
-            found = self._resolve(imports.Import(location, self._resource.mark))
-            if found and found[-1][1] != _module(found[-1][0], location.split(".")):
-                name = found[-1][1].relative_to(found[-1][0]).as_posix()
-                self._say("missing-code", f"{location} does not exist; there is only {name}")
-                return None
-            return found or None  # an installed module: its version is part of the requirements
+    def _check_requirements(self) -> None:
+        for requirement in filter(_LOCAL_REQUIREMENT.search, self._use.requirements):
+            self._error(
+                "outside-code",
+                f"the requirement {requirement!r} is a file of this machine: an edit of it would not be seen",
+                "publish it as a package, or name what the file holds: append #sha256=...",
+            )
+
+    def _file(self, location: str) -> Sequence[_Module]:
+        """The file of `file.py:function`."""
         start = self._folder / location
         if start.is_file():
-            return [(self._folder, start)]
+            return [_Module(self._folder, start)]
         paths = (path for path in self._folder.glob("**/*.py") if not _hidden(path, self._folder))
         near = sorted(path.relative_to(self._folder).as_posix() for path in islice(paths, 200))
-        self._say(
-            "missing-code", f"{location} does not exist{did_you_mean(location, near)}", hint=listed(near)
-        )
-        return None
+        self._error("missing-code", f"{location} does not exist{did_you_mean(location, near)}", listed(near))
+        return ()
 
-    def _closure(self, start: Iterable[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-        """All files of the project that are imported from the first ones, each with the folder from which it is imported."""
-        seen: dict[tuple[Path, Path], None] = {}
+    def _module(self, location: str) -> Sequence[_Module]:
+        """The file of `package.module:function` after those of its packages; none when it is installed: then its version is
+        part of the requirements."""
+        modules = self._resolve(imports.Import(location, self._resource.mark))
+        if modules and modules[-1].path != _file(modules[-1].base, location.split(".")):
+            self._error("missing-code", f"{location} does not exist; there is only {modules[-1].name}")
+            return ()
+        return modules
+
+    def _closure(self, start: Iterable[_Module]) -> list[_Module]:
+        """The modules of the project that are imported from the first ones, and these."""
+        seen: dict[_Module, None] = {}
         todo = list(start)
         while todo:
-            one = todo.pop()
-            if one in seen:
+            module = todo.pop()
+            if module in seen:
                 continue
-            seen[one] = None
-            base, path = one
-            source = self._files.source(path, base)
+            seen[module] = None
+            source = self._files.source(module)
             if source.problem is not None:
-                self._add(source.problem)
+                self.problems.append(source.problem)
             for name in source.imports:
                 todo += self._resolve(name)
             for folder in source.folders if self._here else ():
@@ -255,68 +262,66 @@ class _Bundling:
                     self._refuse(folder, f"the code itself adds {folder.name} to sys.path, which is")
         return list(seen)
 
-    def _resolve(self, name: imports.Import) -> list[tuple[Path, Path]]:
-        """The files of the project that an import reads; a problem when it reads others that nobody would know of."""
+    def _resolve(self, name: imports.Import) -> Sequence[_Module]:
+        """The modules of the project that an import reads; a problem when it reads others that nobody would know of."""
         top = name.name.partition(".")[0]
         if top in OWN:
-            return []
+            return ()
         places = self._files.places(self._folder)
         if _plain(top) in self._required:  # the spec says that it is the published one
             places = places[:1]
-        if found := self._files.find(places, name.name):
-            place, files = found
-            if top in sys.stdlib_module_names:
-                self._shadowed(name, top, files[0])
-            return [(place, file) for file in files]
-        known = top in sys.stdlib_module_names or _plain(top) in self._required
-        other = self._files.around.find(name.name) if name.runs and not known else None
+        modules = self._files.find(places, name.name)
+        if modules and top in sys.stdlib_module_names:
+            self._shadowed(name, top, modules[0].path)
+        if modules or top in sys.stdlib_module_names or _plain(top) in self._required or not name.runs:
+            return modules
+        other = self._files.around.find(name.name)
         if other is not None and _plain(other.distribution) not in self._required:
             self._outside(name, top, other)
-        return []
+        return ()
 
     def _outside(self, name: imports.Import, top: str, other: Found) -> None:
         if self._here:
             self._refuse(name, f"{top} comes from {other}, which is")
             return
-        words = f"{top} lies in {other}, outside of the project: pods have it only from their image"
-        self._add(replace(self._refusal(name, words), severity="warning"))
+        message = f"{top} lies in {other}, outside of the project: pods have it only from their image"
+        self.problems.append(replace(self._refusal(name, message), severity="warning"))
 
-    def _refuse(self, name: imports.Import, words: str) -> None:
-        words += " neither part of what is applied nor installed: an edit there would not be seen"
-        self._add(self._refusal(name, words))
+    def _refuse(self, name: imports.Import, message: str) -> None:
+        message += " neither part of what is applied nor installed: an edit there would not be seen"
+        self.problems.append(self._refusal(name, message))
 
-    def _refusal(self, name: imports.Import, words: str) -> Diagnostic:
+    def _refusal(self, name: imports.Import, message: str) -> Diagnostic:
         place = self._files.shown(self._folder)
         hint = (
             f"move it into {'the project' if place == '.' else f'{place}/'} or its src/, "
             "or publish it as a package and name that in `requirements`"
         )
-        return Diagnostic("error", "outside-code", words, name.mark, hint)
+        return Diagnostic("error", "outside-code", message, name.mark, hint)
 
     def _shadowed(self, name: imports.Import, top: str, file: Path) -> None:
         self._shadowing.add(file)
-        words = (
+        message = (
             f"{self._files.shown(file)} has the name of Python's own module {top}: "
             "which of the two an import reads depends on what was imported before"
         )
-        self._add(Diagnostic("error", "shadowed-module", words, name.mark, "rename the file"))
+        self.problems.append(Diagnostic("error", "shadowed-module", message, name.mark, "rename the file"))
 
-    def _check_names(self, found: Mapping[str, Path]) -> None:
+    def _check_names(self, paths: Mapping[str, Path]) -> None:
         """Files that nobody imports by name, but that stand in the way of Python's own modules when something else does."""
-        for name, path in found.items():
+        for name, path in paths.items():
             top = name.removesuffix("/__init__.py").removesuffix(".py")
             if name.endswith(".py") and top in sys.stdlib_module_names and path not in self._shadowing:
-                words = f"{self._resource.id}: {name} hides Python's own module {top} from the libraries that import it"
-                mark = self._resource.mark
-                self._add(Diagnostic("warning", "shadowed-module", words, mark, "rename the file"))
+                message = f"{name} hides Python's own module {top} from the libraries that import it"
+                self._error("shadowed-module", message, "rename the file", "warning")
 
-    def _included(self, closure: Iterable[tuple[Path, Path]]) -> Iterator[tuple[str, Path]]:
+    def _included(self, modules: Iterable[_Module]) -> Iterator[tuple[str, Path]]:
         """The files that patterns of `include` match, by name. A pattern counts from the spec's folder, and in the packages
         that the function imports from elsewhere, so that their data lies beside them."""
         packages: dict[Path, set[str]] = {}
-        for base, path in closure:
-            if base != self._folder:
-                packages.setdefault(base, set()).add(path.relative_to(base).parts[0])
+        for module in modules:
+            if module.base != self._folder:
+                packages.setdefault(module.base, set()).add(module.name.partition("/")[0])
         for pattern in self._use.include:
             matched = {
                 path.relative_to(base).as_posix(): path
@@ -327,14 +332,13 @@ class _Bundling:
                 and (base == self._folder or path.relative_to(base).parts[0] in packages[base])
             }
             if not matched:
-                self._say("missing-code", f"include {pattern!r} matches no file")
+                self._error("missing-code", f"include {pattern!r} matches no file")
             yield from matched.items()
 
-    def _say(self, code: str, words: str, hint: str = "") -> None:
-        self._add(Diagnostic("error", code, f"{self._resource.id}: {words}", self._resource.mark, hint))
-
-    def _add(self, problem: Diagnostic) -> None:
-        self._problems.setdefault((problem.code, problem.mark, problem.message), problem)
+    def _error(self, code: str, message: str, hint: str = "", severity: Severity = "error") -> None:
+        """A problem of the resource, where no line of its code is to blame."""
+        message = f"{self._resource.id}: {message}"
+        self.problems.append(Diagnostic(severity, code, message, self._resource.mark, hint))
 
 
 @cache
@@ -360,7 +364,7 @@ def _top_names(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _module(folder: Path, names: Sequence[str]) -> Path | None:
+def _file(folder: Path, names: Sequence[str]) -> Path | None:
     base = folder.joinpath(*names)
     for candidate in (base / "__init__.py", base.with_name(f"{base.name}.py")):
         if candidate.is_file():

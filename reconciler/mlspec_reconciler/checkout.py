@@ -51,8 +51,8 @@ class Unknown(Exception):
 
 def commit(root: Path) -> str:
     """`4f2c1d0 "Retrain weekly"` of the repository around `root`; empty outside of git."""
-    words = _answer(root, "log", "-1", "--format=%h %s").split(" ", 1)
-    return f'{words[0]} "{words[1]}"' if len(words) == 2 else ""
+    short, _, subject = _answer(root, "log", "-1", "--format=%h %s").partition(" ")
+    return f'{short} "{subject}"' if subject else ""
 
 
 def source(root: Path) -> dict[str, str]:
@@ -61,10 +61,10 @@ def source(root: Path) -> dict[str, str]:
     revision = _answer(root, "rev-parse", "HEAD")
     if not revision:
         return {}
-    found = {"revision": f"{revision}-edited" if edited(root) else revision}
+    origin = {"revision": f"{revision}-edited" if edited(root) else revision}
     if address := re.sub(r"//[^/@]*@", "//", _answer(root, "remote", "get-url", "origin")):
-        found["repository"] = address
-    return found
+        origin["repository"] = address
+    return origin
 
 
 def edited(root: Path) -> bool:
@@ -81,7 +81,7 @@ def missing(root: Path, specs: Mapping[str, str]) -> list[Missing]:
     if not _in_repository(root):
         return []
     pointers = [replace(_LFS, path=path) for path, text in specs.items() if text.startswith(_POINTER)]
-    return sorted([*_missing(root), *pointers], key=lambda one: (not one.path.endswith(_SPECS), one.path))
+    return sorted([*_missing(root), *pointers], key=lambda each: (not each.path.endswith(_SPECS), each.path))
 
 
 def ignored(root: Path, paths: Iterable[Path]) -> set[Path]:
@@ -95,13 +95,13 @@ def ignored(root: Path, paths: Iterable[Path]) -> set[Path]:
     if top is None:
         folder = Path(os.path.realpath(root))
         return {path for path, place in real.items() if not place.is_relative_to(folder)}
-    found = _ignored(Path(os.path.realpath(top)), set(real.values()))
-    return {path for path, place in real.items() if place in found}
+    unversioned = _ignored(Path(os.path.realpath(top)), set(real.values()))
+    return {path for path, place in real.items() if place in unversioned}
 
 
 def _missing(root: Path) -> Iterator[Missing]:
     """Files of HEAD that the index has too, which would hold no deletion that is meant, but the working tree has not."""
-    if not _answer(root, "rev-parse", "--verify", "--quiet", "HEAD"):
+    if _run(root, ["rev-parse", "--verify", "--quiet", "HEAD"]).returncode:
         return  # nothing was committed yet
     committed = [entry.partition("\t")[2] for entry in _entries(root, "ls-tree", "-r", "HEAD")]
     if not (root / _demand(root, "rev-parse", "--git-path", "index")).exists():
@@ -109,14 +109,15 @@ def _missing(root: Path) -> Iterator[Missing]:
         return
     index: dict[str, list[str]] = {}
     for entry in _entries(root, "ls-files", "--stage", "-t"):
-        words, _, path = entry.partition("\t")
-        index[path] = words.split(" ")  # a letter, the mode, the object, the stage
+        state, _, path = entry.partition("\t")
+        index[path] = state.split(" ")  # a letter, the mode, the object, the stage
+    left_out = _left_out(root)
     for path in committed:
         letter, mode, revision = index.get(path, ["", "", ""])[:3]
         if mode == _LINK:
             yield from _missing_in_submodule(root, path, revision)
         elif mode and not _is_there(root / path):
-            yield replace(_left_out(root) if letter == "S" else Missing(path), path=path)
+            yield replace(left_out if letter == "S" else Missing(path), path=path)
 
 
 def _missing_in_submodule(root: Path, path: str, revision: str) -> Iterator[Missing]:
@@ -125,7 +126,7 @@ def _missing_in_submodule(root: Path, path: str, revision: str) -> Iterator[Miss
     if not (folder / ".git").exists():
         yield replace(_SUBMODULE, path=path)
     elif _answer(folder, "rev-parse", "HEAD") == revision:
-        yield from (replace(one, path=f"{path}/{one.path}") for one in _missing(folder))
+        yield from (replace(inner, path=f"{path}/{inner.path}") for inner in _missing(folder))
     else:
         try:
             files = _entries(folder, "ls-tree", "-r", "--name-only", revision)
@@ -136,6 +137,7 @@ def _missing_in_submodule(root: Path, path: str, revision: str) -> Iterator[Miss
 
 
 def _left_out(root: Path) -> Missing:
+    """What a file with the mark `skip-worktree` is."""
     sparse = _answer(root, "config", "--type=bool", "core.sparseCheckout") == "true"
     return _SPARSE if sparse else _HIDDEN
 
@@ -146,45 +148,44 @@ def _is_there(path: Path) -> bool:
 
 def _ignored(top: Path, paths: set[Path]) -> set[Path]:
     """As `ignored`, for real paths and the repository in `top`."""
-    found: set[Path] = set()
+    unversioned: set[Path] = set()
     own: list[str] = []
     nested: dict[Path, set[Path]] = {}
     for path in paths:
         if not path.is_relative_to(top) or ".git" in path.relative_to(top).parts:
-            found.add(path)
+            unversioned.add(path)
         elif (inner := _outermost(top, path)) is not None:
             nested.setdefault(inner, set()).add(path)
         elif path != top:
             own.append(f"./{path.relative_to(top).as_posix()}")
     for inner, inside in nested.items():
         place = f":(literal){inner.relative_to(top).as_posix()}"
-        is_submodule = any(one.startswith(_LINK) for one in _entries(top, "ls-files", "--stage", "--", place))
-        found |= _ignored(inner, inside) if is_submodule else inside
+        entries = _entries(top, "ls-files", "--stage", "--", place)
+        is_submodule = any(entry.startswith(_LINK) for entry in entries)
+        unversioned |= _ignored(inner, inside) if is_submodule else inside
     if own:
         done = _run(top, ["check-ignore", "-z", "--stdin"], "\0".join(own))
         if done.returncode not in (0, 1):  # 1: none of them
             raise Unknown(_reason(done))
-        found |= {top / name for name in done.stdout.split("\0") if name}
-    return found
+        unversioned |= {top / name for name in done.stdout.split("\0") if name}
+    return unversioned
 
 
 def _outermost(top: Path, path: Path) -> Path | None:
     """The first folder below `top` on the way to `path` that is a repository of its own."""
-    folders = [one for one in path.parents if one != top and one.is_relative_to(top)]
-    return next((one for one in reversed(folders) if (one / ".git").exists()), None)
+    folders = [folder for folder in path.parents if folder != top and folder.is_relative_to(top)]
+    return next((folder for folder in reversed(folders) if (folder / ".git").exists()), None)
 
 
 def _in_repository(root: Path) -> bool:
-    """Whether `root` is in the working tree of a repository. Raises `Unknown` when there is one that git cannot read."""
+    """Whether `root` is in the working tree of a repository. Raises `Unknown` when there is one that git cannot read: it
+    is damaged or a copied worktree, it belongs to somebody else, or git is not installed."""
     try:
-        done = _run(root, ["rev-parse", "--is-inside-work-tree"])
+        return _demand(root, "rev-parse", "--is-inside-work-tree") == "true"
     except Unknown:
-        if any((folder / ".git").exists() for folder in (root, *root.parents)):
+        if any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
             raise
         return False
-    if done.returncode and "not a git repository (or any" not in done.stderr:
-        raise Unknown(_reason(done))  # as of a copied worktree, or of folders that belong to somebody else
-    return done.stdout.strip() == "true"
 
 
 def _entries(root: Path, *arguments: str) -> list[str]:

@@ -71,9 +71,9 @@ def _missing_files(project: Opened) -> Iterator[Refusal]:
     except checkout.Unknown as error:
         yield Refusal("partial-checkout", f"whether the checkout is complete is not known: {error}", DELETES)
         return
-    for why in dict.fromkeys((one.why, one.way_out) for one in missing):
-        files = [one for one in missing if (one.why, one.way_out) == why]
-        names = ", ".join(one.path for one in files[:NAMED])
+    for reason in dict.fromkeys((file.why, file.way_out) for file in missing):
+        files = [file for file in missing if (file.why, file.way_out) == reason]
+        names = ", ".join(file.path for file in files[:NAMED])
         more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         yield Refusal(
             "partial-checkout",

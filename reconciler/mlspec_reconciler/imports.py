@@ -204,12 +204,12 @@ class _Reader:
         level = len(name) - len(rest)
         return ".".join([*base[: len(base) - level + 1], *([rest] if rest else [])])
 
-    def _mark(self, node: ast.expr | ast.stmt | ast.alias, words: str = "") -> Mark:
-        """The place of a node; of `words` in its first line when they stand there."""
+    def _mark(self, node: ast.expr | ast.stmt | ast.alias, name: str = "") -> Mark:
+        """The place of a node; of `name` in its first line when it stands there."""
         line = self._lines[node.lineno - 1] if node.lineno <= len(self._lines) else ""
         start = len(line.encode()[: node.col_offset].decode("utf-8", "replace"))
-        if words and (found := line.find(words, start)) >= 0:
-            return Mark(self._path, node.lineno, found + 1, len(words))
+        if name and (place := line.find(name, start)) >= 0:
+            return Mark(self._path, node.lineno, place + 1, len(name))
         end = node.end_col_offset if node.end_lineno == node.lineno else None
         length = len(line.encode()[: end or 0].decode("utf-8", "replace")) - start
         return Mark(self._path, node.lineno, start + 1, max(1, length))
@@ -218,8 +218,8 @@ class _Reader:
 def _ends_with(node: ast.expr, name: str) -> bool:
     """Whether it is `name` or `module.name`."""
     match node:
-        case ast.Name(id=found) | ast.Attribute(attr=found):
-            return found == name
+        case ast.Name(id=last) | ast.Attribute(attr=last):
+            return last == name
     return False
 
 

@@ -108,7 +108,7 @@ def is_environment(folder: Path) -> bool:
     if PACKAGES & set(folder.parts) or any((folder / name / "__init__.py").exists() for name in OWN):
         return True
     library = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    return any(folder.is_relative_to(one) for one in library)
+    return any(folder.is_relative_to(path) for path in library)
 
 
 def without_unidentified(pythonpath: str) -> str:
@@ -135,15 +135,15 @@ def _relative(folder: Path, root: Path) -> str | None:
 def _of_site(folder: Path, root: Path) -> Iterator[Entry]:
     """What a folder of installed packages adds to the search path. A copy of a folder of the project (`pip install .`) counts
     as that folder, so that the same commit is the same code wherever it was installed."""
-    distributions = [one for one in _from_folders(folder) if one.name != DISTRIBUTION]
-    owners = {file: one.name for one in distributions for file in one.files}
+    distributions = [each for each in _from_folders(folder) if each.name != DISTRIBUTION]
+    owners = {file: each.name for each in distributions for file in each.files}
     entries = [entry for file in sorted(folder.glob("*.pth")) for entry in _of_pth_file(file, owners)]
     yield from entries
-    for one in distributions:
-        known = any(entry.folder.is_relative_to(one.folder) for entry in entries)
-        if _relative(one.folder, root) is not None or (one.editable and not known):
-            places = [one.folder / layout for layout in LAYOUTS]
-            yield from (Entry(place, INSTALL, distribution=one.name) for place in places if place.is_dir())
+    for each in distributions:
+        known = any(entry.folder.is_relative_to(each.folder) for entry in entries)
+        if _relative(each.folder, root) is not None or (each.editable and not known):
+            places = [each.folder / layout for layout in LAYOUTS]
+            yield from (Entry(place, INSTALL, distribution=each.name) for place in places if place.is_dir())
 
 
 def _of_pth_file(file: Path, owners: Mapping[str, str]) -> Iterator[Entry]:

@@ -334,7 +334,12 @@ def damaged(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "index file smaller than expected"
 
 
-UNREADABLE = [copied_worktree, somebody_elses, no_git, damaged]
+def without_a_head(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (root / ".git/HEAD").write_text("")
+    return "not a git repository"
+
+
+UNREADABLE = [copied_worktree, somebody_elses, no_git, damaged, without_a_head]
 
 
 @pytest.mark.parametrize("state", UNREADABLE, ids=lambda one: one.__name__)
