@@ -33,11 +33,19 @@ class Timer:
     cron: str | None = None
 
     def latest(self, since: float, now: float) -> float | None:
-        """The newest moment in (since, now] at which it was due; missed ones collapse into it."""
+        """The newest moment in (since, now] at which it was due; missed ones collapse into it.
+
+        What `validate` refuses (an interval of 0, a cron that never comes) is never due: one timer must not stop the others.
+        """
         if self.every is not None:
-            passed = int((now - since) // self.every)
-            return since + passed * self.every if passed else None
-        due: float = croniter(self.cron, datetime.fromtimestamp(now, UTC)).get_prev(float)
+            passed = int((now - since) // self.every) if self.every > 0 else 0
+            return since + passed * self.every if passed > 0 else None
+        if self.cron is None:
+            return None
+        try:
+            due: float = croniter(self.cron, datetime.fromtimestamp(now, UTC)).get_prev(float)
+        except (ValueError, TypeError):
+            return None
         return due if due > since else None
 
 

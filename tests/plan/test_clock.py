@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+
+import pytest
 
 from mlspec import project
 from mlspec_reconciler import clock, observe
@@ -60,3 +63,38 @@ def test_the_same_moment_twice_is_one_trigger() -> None:
     cluster.set_note(clock.NOTE, {"Dataset/prices": NIGHT, "TrainingJob/forecast": NIGHT})
     assert due(cluster, NIGHT + 3600) == first
     assert len(first) == 2
+
+
+def timer(every: float | None = None, cron: str | None = None) -> clock.Timer:
+    return clock.Timer("Dataset/prices", {}, every, cron)
+
+
+@pytest.mark.parametrize(
+    "never",
+    [
+        timer(every=0.0),
+        timer(every=-3600.0),
+        timer(cron="0 0 31 2 *"),
+        timer(cron="0 0 30 feb *"),
+        timer(cron="0 25 * * *"),
+        timer(cron="tomorrow"),
+        timer(),
+    ],
+    ids=lambda one: str(one.cron or one.every),
+)
+def test_what_is_never_due_holds_up_nobody(never: clock.Timer) -> None:
+    """`validate` refuses it. A stored revision that has it all the same must not end the controller, and not slow it down."""
+    begun = time.perf_counter()
+    assert never.latest(NIGHT - 86_400, NIGHT) is None
+    assert time.perf_counter() - begun < 1
+
+
+def test_a_clock_that_was_set_back_makes_nothing_due() -> None:
+    """A moment before the last one would be read as a new request."""
+    assert timer(every=60).latest(NIGHT, NIGHT - 3600) is None
+    assert timer(cron="* * * * *").latest(NIGHT, NIGHT - 3600) is None
+
+
+def test_an_interval_shorter_than_a_look_is_due_once() -> None:
+    """A thousand missed starts are one."""
+    assert timer(every=1).latest(NIGHT, NIGHT + 1000.5) == NIGHT + 1000

@@ -13,7 +13,7 @@ from mlspec import rules
 from mlspec.diagnostics import Problem, did_you_mean, listed
 from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
 from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
-from mlspec.resource import Base, Duration, Identifier, OneOf, Path, Ref, Resource, Share, Sql
+from mlspec.resource import Base, Duration, Identifier, Interval, OneOf, Path, Ref, Resource, Share, Sql
 from mlspec.workload import Run, Step, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
@@ -106,7 +106,7 @@ class Rows(Base):
 class Freshness(Base):
     """How old the newest row may be."""
 
-    max_age: Duration
+    max_age: Interval
     """Greatest age of the newest event time when the snapshot is taken."""
 
 
@@ -134,8 +134,8 @@ class Refresh(OneOf):
 
     CHOICES: ClassVar[tuple[str, ...]] = ("every", "cron")
 
-    every: Duration | None = None
-    """Interval between two readings."""
+    every: Interval | None = None
+    """Interval between two readings, at least a second."""
     cron: str | None = None
     """Five-field cron expression, UTC."""
 
@@ -189,6 +189,8 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
         yield from _check_rule(rule, spec, resource.name, ("spec", "checks", index))
     if spec.refresh is not None and spec.refresh.cron is not None:
         yield from rules.cron(spec.refresh.cron, ("spec", "refresh", "cron"))
+    if spec.refresh is not None and spec.refresh.every is not None:
+        yield from rules.interval(spec.refresh.every, ("spec", "refresh", "every"))
 
 
 def _check_time(spec: DatasetSpec, time: Time, name: str) -> Iterator[Problem]:

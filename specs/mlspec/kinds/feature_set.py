@@ -10,7 +10,7 @@ from pydantic import Field
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec, check_column
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Sql, seconds
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Sql, seconds
 from mlspec.workload import Run, Step, identify
 
 
@@ -47,7 +47,7 @@ class Feature(OneOf):
     """Sample standard deviation; NULL below two values."""
     distinct: Sql | None = None
     """Exact number of distinct values that are not NULL."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Length of the window; only `last` may go without, and then sees all history."""
 
 
@@ -62,7 +62,7 @@ class FeatureSetSpec(Base):
     """Only rows that meet this condition count."""
     features: dict[Identifier, Sql | Feature] = Field(min_length=1)
     """Features by name. A plain SQL expression is short for `{last: ...}`."""
-    hop: Duration | None = None
+    hop: Interval | None = None
     """Grid on which the far end of the windows snaps: [floor(t - window, hop), t). Unset: exact windows."""
 
 
@@ -119,9 +119,7 @@ def _check_window(feature: Feature, hop: str | None, path: Path) -> Iterator[Pro
         if feature.choice != "last":
             message = f"{feature.choice} needs a window"
             yield Problem("missing-window", message, (*path, feature.choice), "add window: 1d", on_key=True)
-    elif seconds(feature.window) == 0:
-        yield Problem("empty-range", "a window of no length holds no row", (*path, "window"), "such as 1d")
-    elif hop is not None and (not seconds(hop) or seconds(feature.window) % seconds(hop)):
+    elif hop is not None and seconds(feature.window) % seconds(hop):
         message = f"the hop {hop} does not divide the window {feature.window}"
         yield Problem(
             "hop", message, (*path, "window"), f"make it a multiple of {hop}, or choose another hop"

@@ -15,7 +15,7 @@ from mlspec.kind import Catalog, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Sql
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Sql
 
 
 class Ask(Base):
@@ -38,7 +38,7 @@ class Features(OneOf):
     """Which features of the set; all by default."""
     key: dict[Identifier, Sql] = {}
     """Key column of the set -> expression of the asking row; by default the column of the same name."""
-    max_age: Duration | None = None
+    max_age: Interval | None = None
     """Values whose newest row is older than this at the moment of the question are NULL."""
     prefix: str = Field("", pattern=r"^[A-Za-z_]?[A-Za-z0-9_]*$")
     """Put before each feature name."""

@@ -19,6 +19,7 @@ from mlspec.resource import (
     Base,
     Duration,
     Identifier,
+    Interval,
     Moment,
     Name,
     OneOf,
@@ -58,7 +59,7 @@ class FalseAlarms(Base):
 
     budget: Annotated[float, Field(gt=0)] = 1.0
     """Number of false drift alerts accepted ..."""
-    per: Duration = "90d"
+    per: Interval = "90d"
     """... in this time."""
 
 
@@ -115,7 +116,7 @@ class Retrain(Base):
 
     job: Name
     """The TrainingJob."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Move the job's data so that it ends now and is this long in all; by default it keeps its length."""
 
 
@@ -131,7 +132,7 @@ class Limit(Base):
 
     count: int = Field(1, ge=1)
     """At most so many ..."""
-    per: Duration = "7d"
+    per: Interval = "7d"
     """... in this time (of the data, not of the wall clock)."""
 
 
@@ -168,9 +169,9 @@ class MonitoringPolicySpec(Base):
 
     graph: Name
     """The ServingGraph that is watched."""
-    window: Duration = "1d"
+    window: Interval = "1d"
     """Length of one window, aligned to UTC."""
-    every: Duration = "1m"
+    every: Interval = "1m"
     """How often new rows are read and complete windows are judged."""
     lateness: Duration = "0s"
     """How long after its end a window still waits for request rows."""
@@ -230,11 +231,7 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
     for index, silence in enumerate(spec.silences):
         place = ("spec", "silences", index, "alert")
         yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", place)
-    for field, length in (("window", spec.window), ("every", spec.every)):
-        if seconds(length) == 0:
-            yield Problem(
-                "empty-range", f"{field} must be longer than nothing", ("spec", field), "such as 1d"
-            )
+    yield from rules.interval(spec.every, ("spec", "every"))
 
 
 def _check_alert(alert: Alert, spec: MonitoringPolicySpec, path: Path, catalog: Catalog) -> Iterator[Problem]:

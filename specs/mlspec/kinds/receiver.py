@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from pydantic import Field
 
 from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Duration, OneOf, Resource
+from mlspec.resource import Base, Interval, OneOf, Resource
 
 
 class SecretValue(OneOf):
@@ -68,7 +68,7 @@ class ReceiverSpec(OneOf):
     """Mail (not executed by the local target yet)."""
     apprise: Apprise | None = None
     """Apprise (not executed by the local target yet)."""
-    give_up_after: Duration = "1d"
+    give_up_after: Interval = "1d"
     """Messages older than this are marked as failed and no longer retried."""
 
 

@@ -13,7 +13,7 @@ from mlspec.kind import Catalog, CodeUse, Context, Lowered
 from mlspec.kinds.function import Bound, FunctionUse, bind, inline, use_reference
 from mlspec.kinds.training_job import Resources, check_resources, definition, pool_reference
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Share
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Share
 from mlspec.workload import JSON, Service, Step, Trigger
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
@@ -95,7 +95,7 @@ class GraphStep(OneOf):
     """Steps whose output this step takes; without it the request."""
     on_error: OnError | None = None
     """What happens when the step fails."""
-    timeout: Duration | None = None
+    timeout: Interval | None = None
     """The step fails after this time (`python` steps run in a thread then)."""
 
 
@@ -126,7 +126,7 @@ class RequestLog(Base):
 
     sample: Share = 1.0
     """Share of the requests that are logged."""
-    flush: Duration = "2s"
+    flush: Interval = "2s"
     """How long rows may wait in memory."""
 
 

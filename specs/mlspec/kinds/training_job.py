@@ -19,8 +19,8 @@ from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, us
 from mlspec.kinds.resource_pool import ResourcePoolSpec
 from mlspec.resource import (
     Base,
-    Duration,
     Identifier,
+    Interval,
     Moment,
     Name,
     OneOf,
@@ -160,7 +160,7 @@ class TrainingSchedule(Base):
 
     cron: str
     """Five-field cron expression, UTC."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Train on the last `window` of data instead of `from`/`to`."""
 
 
@@ -188,7 +188,7 @@ class TrainingJobSpec(Base):
     """What runs it."""
     schedule: TrainingSchedule | None = None
     """Regular retraining."""
-    timeout: Duration = "6h"
+    timeout: Interval = "6h"
     """The run fails after this time."""
     retries: int = Field(1, ge=0, le=10)
     """How often a failed process is started again."""
