@@ -163,8 +163,12 @@ class Facts:
 
     def latest(self, action: str, subject: str) -> Trigger | None:
         """The newest request of this sort for this subject."""
+        return next(iter(self.requests(action, subject)), None)
+
+    def requests(self, action: str, subject: str) -> list[Trigger]:
+        """All requests of this sort for this subject, newest first."""
         found = [one for one in self.triggers if one.action == action and one.subject == subject]
-        return max(found, key=lambda one: (one.at, one.id), default=None)
+        return sorted(found, key=lambda one: (one.at, one.id), reverse=True)
 
 
 def code_key(spec_path: str, entry: str, include: tuple[str, ...] | list[str] = ()) -> str:

@@ -14,7 +14,7 @@ from mlspec.diagnostics import Problem, did_you_mean, listed
 from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
 from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
 from mlspec.resource import Base, Duration, Identifier, Interval, OneOf, Path, Ref, Resource, Share, Sql
-from mlspec.workload import Run, Step, identify
+from mlspec.workload import Run, Step, Trigger, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
 
@@ -130,7 +130,8 @@ class Check(OneOf):
 
 
 class Refresh(OneOf):
-    """When the source is read again."""
+    """When the source is read again. Readings never overlap: what comes due during one is a single reading after it, and
+    meanwhile dependants use the snapshot before."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("every", "cron")
 
@@ -156,7 +157,8 @@ class DatasetSpec(Base):
     checks: list[Check] = []
     """Checks over the table."""
     refresh: Refresh | None = None
-    """When to read the source again without a change in git."""
+    """When to read the source again without a change in git. A reading that takes longer than that is followed by one, not by
+    one for each that was missed."""
 
 
 def references(spec: DatasetSpec) -> Iterator[Ref]:
@@ -272,24 +274,19 @@ def code(spec: DatasetSpec) -> Iterable[CodeUse]:
 
 
 def lower(resource: Resource, context: Context) -> Lowered:
-    """One run that reads the source, checks it, and writes a snapshot; dependants use the snapshot by its content."""
+    """One run that reads the source, checks it, and writes a snapshot; dependants use the snapshot by its content.
+
+    Readings never overlap: one that is under way is waited for, whatever has come due since, and then the newest request is
+    the one that counts. Meanwhile dependants keep the snapshot before, so that a source whose reading takes longer than its
+    interval holds nobody up.
+    """
     spec = cast(DatasetSpec, resource.spec)
     if spec.source.choice in ("sql", "kafka"):
         return Lowered(unsupported=f"the source {spec.source.choice} cannot be read yet")
     function = bind(spec.source.function, resource, context) if spec.source.function else None
     files = context.facts.files.get(resource.id)
-    refresh = context.facts.latest("refresh", resource.name)
     document = spec.document()
     definition = {name: value for name, value in document.items() if name != "refresh"}
-    name, parts = identify(
-        f"data-{resource.name}",
-        {
-            "definition": definition,
-            "code": function.identity if function else None,
-            "files": files.digest if files else None,
-            "refresh": refresh.id if refresh else None,
-        },
-    )
     step = Step(
         name="dataset",
         subject="dataset",
@@ -303,13 +300,35 @@ def lower(resource: Resource, context: Context) -> Lowered:
         requirements=function.requirements if function else (),
         image=function.image if function else None,
     )
-    run = Run(name, (step,), f"read {resource.name}", parts)
-    fact = context.facts.run(name)
-    if fact is None or fact.phase != "succeeded":
-        failed = fact.message if fact and fact.phase == "failed" else ""
-        because = f"{refresh.reason or 'refresh asked for'}, at {refresh.at}" if refresh else ""
-        return Lowered(workloads=(run,), waits=(name,), failed=failed, because=because)
-    result = fact.results["dataset"]
+
+    def reading(refresh: Trigger | None) -> Run:
+        name, parts = identify(
+            f"data-{resource.name}",
+            {
+                "definition": definition,
+                "code": function.identity if function else None,
+                "files": files.digest if files else None,
+                "refresh": refresh.id if refresh else None,
+            },
+        )
+        return Run(name, (step,), f"read {resource.name}", parts)
+
+    requests = [*context.facts.requests("refresh", resource.name), None]  # newest first, and the one of git
+    run, refresh, before = reading(requests[0]), requests[0], None
+    for request in requests:
+        earlier = reading(request)
+        fact = context.facts.run(earlier.name)
+        if fact is not None and fact.phase in ("pending", "running"):
+            run, refresh = earlier, request
+        elif fact is not None and fact.phase == "succeeded":
+            before = fact
+            break
+    fact = context.facts.run(run.name)
+    failed = fact.message if fact is not None and fact.phase == "failed" else ""
+    because = f"{refresh.reason or 'refresh asked for'}, at {refresh.at}" if refresh else ""
+    if failed or before is None:
+        return Lowered(workloads=(run,), waits=(run.name,), failed=failed, because=because)
+    result = before.results["dataset"]
     return Lowered(
         version=result["snapshot"],
         output={
@@ -319,4 +338,5 @@ def lower(resource: Resource, context: Context) -> Lowered:
         },
         workloads=(run,),
         note=f"{result['rows']:,} rows, snapshot {result['snapshot'][:8]}",
+        because=because,
     )
