@@ -9,6 +9,10 @@ from pathlib import Path
 import click
 
 from mlspec_reconciler import inventory, terminal, workspace
+from mlspec_reconciler.clusters.local.store import CONTROLLER
+
+_OURS = {"supervisor": "*.log", CONTROLLER: f"supervisor/{CONTROLLER}/*.log"}
+"""What is no resource, and its files below `logs`."""
 
 
 @click.command()
@@ -17,13 +21,14 @@ from mlspec_reconciler import inventory, terminal, workspace
 @click.option("--lines", "-n", default=200, show_default=True, help="Last lines of each file.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
 def command(what: str, path: Path, target: str | None, lines: int, follow: bool) -> int:
-    """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor`.
+    """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor` or the `controller`
+    of this machine.
 
     \b
     mlspec logs TrainingJob/late-arrival
     mlspec logs late-arrival-7c1e9a02 --follow
     """
-    found = workspace.connect(path, target)
+    found = workspace.connect(path, target) if what not in _OURS else None
     if found is not None and found.wanted.target.kubernetes is not None:
         return _of_pods(found, what, lines, follow)
     place = workspace.find(path)
@@ -86,8 +91,8 @@ def _archive(found: workspace.Connected) -> str:
 
 def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:
     logs = place.home / "logs"
-    if what == "supervisor":
-        yield from sorted(logs.glob("*.log"))
+    if what in _OURS:
+        yield from sorted(logs.glob(_OURS[what]))
         return
     if not place.home.exists():
         return

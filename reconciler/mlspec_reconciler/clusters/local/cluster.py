@@ -15,7 +15,7 @@ from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Conflict, Object, Preview, Unavailable, key_of
 from mlspec_reconciler.clusters.local import lock, processes
-from mlspec_reconciler.clusters.local.store import RunRecord, Store
+from mlspec_reconciler.clusters.local.store import CONTROLLER, Failing, RunRecord, Store
 
 JSON = Mapping[str, Any]
 API_VERSION = "local.mlspec.dev/v1"
@@ -162,6 +162,12 @@ class LocalCluster:
     def awake(self) -> bool:
         """Whether a supervisor runs. When none does, statuses tell what was, not what is."""
         return lock.holder(self.home) is not None
+
+    @property
+    def failing(self) -> Failing | None:
+        """How the controller ended the last time, when it keeps ending and a supervisor starts it again and again."""
+        found = self.store.failing().get(CONTROLLER)
+        return found if found is not None and found.failures > 1 and self.awake else None
 
     def wake(self, patience: float = 20.0) -> int:
         """Start the supervisor unless it runs; returns its pid. A supervisor of another version, or with another storage

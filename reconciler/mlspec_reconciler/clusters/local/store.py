@@ -26,6 +26,8 @@ from mlspec_reconciler.cluster import Conflict, Object, Unavailable
 JSON = Mapping[str, Any]
 
 FORMAT = 1
+CONTROLLER = "controller"
+"""Name of the supervisor's program that keeps the target as applied."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
@@ -46,6 +48,8 @@ CREATE TABLE IF NOT EXISTS children (
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
 """
 OBJECT = "api_version, kind, namespace, name, body, status, uid, version, annotations, deleting"
+_FAILING = "failing "
+"""Prefix of the rows of `meta` about programs."""
 RUN = "name, title, phase, message, results, attempts, created, started, finished"
 
 
@@ -79,6 +83,16 @@ class Child:
     started: float
     attempt: int
     detail: JSON = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A program of the supervisor's own that ends again and again."""
+
+    failures: int
+    """In a row."""
+    message: str
+    """How it ended the last time."""
 
 
 class Store:
@@ -313,6 +327,22 @@ class Store:
             self._rows("DELETE FROM children")
             for (uid,) in self._rows("SELECT uid FROM objects WHERE deleting"):
                 self.remove(uid)
+
+    # Programs of the supervisor
+
+    def set_failing(self, program: str, failing: Failing | None) -> None:
+        """Keep that a program fails, or that it does no longer."""
+        with self.write():
+            if failing is None:
+                self._rows("DELETE FROM meta WHERE name = ?", (f"{_FAILING}{program}",))
+            else:
+                text = json.dumps([failing.failures, failing.message])
+                self._rows("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_FAILING}{program}", text))
+
+    def failing(self) -> dict[str, Failing]:
+        """The programs that failed the last time that they ran, by name."""
+        rows = self._rows("SELECT name, value FROM meta WHERE name LIKE ?", (f"{_FAILING}%",))
+        return {name.removeprefix(_FAILING): Failing(*json.loads(value)) for name, value in rows}
 
     # Notes
 
