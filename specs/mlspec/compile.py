@@ -15,12 +15,13 @@ from mlspec.engines import account, argo, deployment, job, kueue, local, pod
 from mlspec.kind import Context, Lowered
 from mlspec.kind_table import KINDS
 from mlspec.kinds.project import ProjectSpec, Target
+from mlspec.kinds.training_job import Resources
 from mlspec.manifest import Manifest, Origin
 from mlspec.project import Project
 from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Step, Workload, code_path
 
 LOCAL: Mapping[type, Mapping[str, Engine]] = {
-    Run: dict.fromkeys(("workflow", "job", *local.DISTRIBUTED), local.ENGINE),
+    Run: dict.fromkeys(("workflow", "job"), local.ENGINE),
     Service: {"": local.ENGINE},
     Schedule: {"": local.ENGINE},
     Record: {"": local.ENGINE},
@@ -103,22 +104,30 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     manifests: list[Manifest] = []
     unsupported: dict[str, str] = {}
     context = Context(project.catalog, facts, lowered)
+
+    def refuse(resource: str, words: str) -> None:
+        known = unsupported.get(resource, "")
+        unsupported[resource] = f"{known}; {words}" if known and words not in known else words
+
     for resource in project.order:
         result = KINDS[resource.kind].lower(resource, context)
         lowered[resource.kind, resource.name] = result
         if result.unsupported:
-            unsupported[resource.id] = result.unsupported
+            refuse(resource.id, result.unsupported)
+        resources = getattr(resource.spec, "resources", None)
+        if isinstance(resources, Resources) and resources.gpu_share is not None:
+            refuse(resource.id, pod.NO_SHARES)
         if target.kubernetes is not None and resource.id in facts.files:
             unsupported[resource.id] = ON_THIS_MACHINE
             continue
         if result.engine:
             probe = Run("probe", (Step("probe", "probe", {}),), "probe", engine=result.engine)
             if isinstance(made := lower(probe, target, chosen, Origin(resource.id, resource.mark)), str):
-                unsupported[resource.id] = made
+                refuse(resource.id, made)
         for workload in result.workloads:
             made = lower(workload, target, chosen, Origin(resource.id, resource.mark))
             if isinstance(made, str):
-                unsupported[resource.id] = made
+                refuse(resource.id, made)
             else:
                 manifests.extend(made)
     pools = [one for result in lowered.values() for one in result.workloads if isinstance(one, Pool)]
