@@ -137,10 +137,29 @@ Duration = Annotated[str, AfterValidator(_duration)]
 Quantity = Annotated[str, BeforeValidator(_quantity)]
 Moment = Annotated[str, AfterValidator(_moment)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
-Sql = Annotated[str, Field(min_length=1, max_length=4000)]
+SQL_LENGTH = 4000
+"""Characters of a SQL expression, as typed and as normalised."""
+Sql = Annotated[str, Field(min_length=1, max_length=SQL_LENGTH)]
 """A SQL row expression; `mlspec.expressions` says which SQL is allowed."""
 CodeRef = Annotated[str, Field(pattern=r"^([\w./-]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*$")]
 """`file.py:function`, relative to the file of the spec, or `package.module:function`."""
+
+
+def replaced(value: Any, path: Path, leaf: Any) -> Any:
+    """A spec, or plain data, with another value at `path`; names of fields as in YAML. Nothing is validated."""
+    if not path:
+        return leaf
+    first, rest = path[0], path[1:]
+    match value:
+        case Base():
+            fields = type(value).model_fields
+            name = next(name for name, one in fields.items() if first in (name, one.alias))
+            return value.model_copy(update={name: replaced(getattr(value, name), rest, leaf)})
+        case Mapping():
+            return {**value, first: replaced(value[first], rest, leaf)}
+        case _:
+            assert isinstance(first, int)
+            return [*value[:first], replaced(value[first], rest, leaf), *value[first + 1 :]]
 
 
 @dataclass(frozen=True, slots=True)
