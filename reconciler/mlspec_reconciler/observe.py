@@ -83,7 +83,7 @@ def _triggers(cluster: Cluster, results: Iterable[Mapping[str, Any]]) -> tuple[T
         Trigger(
             id=name,
             action=request["action"],
-            subject=str(request.get("job") or request.get("graph") or request.get("dataset")),
+            subject=str(request.get("graph") or request.get("job") or request.get("dataset")),
             at=request["at"],
             window=request.get("window"),
             run=request.get("run"),

@@ -59,6 +59,8 @@ class Lowered:
     """Who asked for the run when it was not a change of the specs."""
     engine: str = ""
     """Engine of the runs to come, so that a target that lacks it says so before they are known."""
+    recipe: str = ""
+    """Digest of what git alone says about it: the `S` of a job."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,8 @@ class Action(OneOf):
     """Receiver that is told when the alert fires and when it is resolved."""
     limit: Limit = Limit()
     """Rate cap; notifications are never capped."""
+    expires: Duration = "7d"
+    """A request that nobody could act on lapses after this time (wall clock)."""
     mode: Literal["auto", "propose"] = "auto"
     """`auto` acts; `propose` only records what it would do, for `mlspec propose` to turn into a change in git."""
 
@@ -227,6 +229,7 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
             yield Problem(
                 "unserved-job", message, (*path, "retrain", "job"), listed(_jobs(spec.graph, catalog))
             )
+        yield from _check_expires(action, (*path, "expires"))
     for index, silence in enumerate(spec.silences):
         place = ("spec", "silences", index, "alert")
         yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", place)
@@ -235,6 +238,17 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
             yield Problem(
                 "empty-range", f"{field} must be longer than nothing", ("spec", field), "such as 1d"
             )
+
+
+def _check_expires(action: Action, path: Path) -> Iterator[Problem]:
+    if action.notify is not None and "expires" in action.model_fields_set:
+        hint = "remove it; giveUpAfter of the Receiver says how long a message is tried"
+        yield Problem(
+            "unused-field", "expires belongs to retrain and switch, not to notify", path, hint, on_key=True
+        )
+    elif seconds(action.expires) == 0:
+        message = "a request that lapses at once is never acted on"
+        yield Problem("empty-range", message, path, "such as 7d")
 
 
 def _check_alert(alert: Alert, spec: MonitoringPolicySpec, path: Path, catalog: Catalog) -> Iterator[Problem]:
@@ -288,10 +302,13 @@ def _jobs(graph: str, catalog: Catalog) -> set[str]:
     """The TrainingJobs whose models a graph serves."""
     found = catalog.find("ServingGraph", graph)
     names = {step.model for step in cast(ServingGraphSpec, found.spec).steps.values()} if found else set()
-    models = {name: catalog.find("Model", name) for name in names if name}
-    return {(cast(ModelSpec, model.spec).job or "") if model else name for name, model in models.items()} - {
-        ""
-    }
+    return {_job(name, catalog) for name in names if name} - {""}
+
+
+def _job(model: str, catalog: Catalog) -> str:
+    """The TrainingJob behind a model of a graph; empty for a model from elsewhere."""
+    found = catalog.find("Model", model)
+    return cast(ModelSpec, found.spec).job or "" if found else model
 
 
 def _inputs(graph: str, catalog: Catalog) -> set[str]:
@@ -320,7 +337,12 @@ def lower(resource: Resource, context: Context) -> Lowered:
         return Lowered(unsupported="; ".join(broken))
     if waits or graph.output is None:
         return Lowered(waits=tuple(waits))
-    served = {run for model in graph.output["models"].values() for run in model["history"]}
+    runs = {
+        run: _job(name, context.catalog)
+        for name, model in graph.output["models"].items()
+        for run in model["history"]
+    }
+    jobs = {one.retrain.job for one in spec.actions if one.retrain} | _jobs(spec.graph, context.catalog)
     step = Step(
         "monitor",
         "monitor",
@@ -329,7 +351,9 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "spec": spec.document(),
             "graph": spec.graph,
             "log": f"logs/{spec.graph}",
-            "references": {run: f"runs/{run}/train/reference.json" for run in sorted(served)},
+            "references": {run: f"runs/{run}/train/reference.json" for run in sorted(runs)},
+            "runs": dict(sorted(runs.items())),
+            "made_for": {job: context.of("TrainingJob", job).recipe for job in sorted(jobs)},
             "truth": {"path": truth.output["path"], "spec": truth.output["spec"]}
             if truth and truth.output
             else None,
