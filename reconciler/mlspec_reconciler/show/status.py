@@ -194,13 +194,14 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
     for window in result.get("performance", [])[-WINDOWS:]:
         metrics = "  ".join(f"{name} {value:.3f}" for name, value in window["metrics"].items())
         out.append(
-            f"    window {window['start'][:10]}  {window['known']:,} of {window['rows']:,} known  {metrics}  {window['model']}"
+            f"    window {window['start'][:10]}  outcome known for {window['known']:,} of {window['rows']:,}  "
+            f"{metrics}  {window['model']}"
         )
     for feature in result.get("drift", [])[:WINDOWS]:
         word = "drifts" if feature["drifts"] else "steady"
-        out.append(
-            f"    {word}  {feature['feature']}  distance {feature['effect']:.2f}  p {feature['p']:.1g}"
-        )
+        against = feature.get("against", "training data")
+        distance = f"distance from {against} {feature['effect']:.2f} (0 to 1)"
+        out.append(f"    {word}  {feature['feature']}  {distance}, {_probability(feature['p'])}")
     out += [
         f"    asked for: {one['action']} at {one['at'][:16]}, because {one['reason']}"
         for one in result.get("triggers", [])
@@ -209,11 +210,23 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
         f"    proposes: {one['action']}, because {one['reason']}; see: mlspec propose"
         for one in result.get("proposals", [])
     ]
-    out += [
-        f"    told {one['receiver']}: {one['sentence']} ({one['state']})"
-        for one in result.get("messages", [])
-    ]
+    out += [f"    {_notification(one)}" for one in result.get("messages", [])]
     return out
+
+
+def _probability(p: float) -> str:
+    """A p value; what a float cannot hold is no certainty."""
+    return f"p = {p:.1g}" if p >= 1e-300 else "p < 1e-300"
+
+
+def _notification(message: Mapping[str, Any]) -> str:
+    """What became of one message to a receiver."""
+    receiver, sentence, problem = message["receiver"], message["sentence"], message["problem"]
+    if message["state"] == "delivered":
+        return f"notified {receiver}: {sentence}"
+    if message["state"] == "failed":
+        return f"notification to {receiver}: given up after {message['attempts']} attempts, {problem} ({sentence})"
+    return f"notification to {receiver}: not sent{f', {problem}' if problem else ' yet'} ({sentence})"
 
 
 def attention(rows: Sequence[Line]) -> int:

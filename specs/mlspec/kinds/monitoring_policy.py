@@ -1,4 +1,4 @@
-"""MonitoringPolicy: what is watched on a serving graph, when somebody is told, and what happens by itself."""
+"""MonitoringPolicy: what is watched on a serving graph, who is notified, and what happens by itself."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Prediction(Base):
 
 
 class Alert(OneOf):
-    """One thing to be told about."""
+    """One condition that is watched."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("metric", "drift", "prediction", "quality")
 
@@ -147,7 +147,7 @@ class Action(OneOf):
     switch: Switch | None = None
     """Switch the model."""
     notify: Name | None = None
-    """Receiver that is told when the alert fires and when it is resolved."""
+    """Receiver that is notified when the alert fires and when it is resolved."""
     limit: Limit = Limit()
     """Rate cap; notifications are never capped."""
     expires: Duration = "7d"
