@@ -121,7 +121,8 @@ def _allowed(
     """Whether the cap leaves room, and nothing that was asked for already would do the same.
 
     While an alert fires, one request is made for each state of git and each run that it sees, by it or by another alert: the run
-    must have been replaced before the next. A new alert asks anew, and an old one does when the time of its cap is over.
+    must have been replaced before the next. A new alert is a new request. A retraining is asked for again when the time of
+    the cap is over, with newer data; a switch is not.
     """
     earlier = _earlier(store, action, request["subject"])
     if action.switch and earlier and _leads_back(request["run"], earlier[-1], windows):
