@@ -29,7 +29,8 @@ from mlspec_reconciler.cli import spare_collections
 from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
-from mlspec_reconciler.reconcile import Round, compare
+from mlspec_reconciler.state import Session
+from mlspec_reconciler.step import Observation, compare
 
 APPS = 1000
 GOALS = {"install": 60.0, "no-op plan": 1.0, "memory": 250.0}
@@ -111,15 +112,22 @@ def ours(kubeconfig: Path, namespace: str, apps: int) -> None:
     assert project is not None
     wanted = compiled(names, namespace)
 
-    def look(want: Compiled, *, ask: bool = False) -> Round:
-        return compare(project, want, tuple(cluster.list()), {}, cluster, ask=ask)
+    def look(want: Compiled, *, ask: bool = False) -> Observation:
+        session = Session.open(cluster.state, "bench")
+        return compare(project, want, tuple(cluster.list()), {}, cluster, session, ask=ask)
 
-    def phase(name: str, want: Compiled, *, ask: bool, perform: bool) -> Round:
+    def phase(name: str, want: Compiled, *, ask: bool, perform: bool) -> Observation:
         transport.calls.clear()
         wall, cpu = time.monotonic(), time.process_time()
         seen = look(want, ask=ask)
         errors = (
-            [one.error for one in apply.perform(seen.plan, project, cluster) if one.error] if perform else []
+            [
+                one.error
+                for one in apply.perform(seen.plan, project, cluster, Session.open(cluster.state, "bench"))
+                if one.error
+            ]
+            if perform
+            else []
         )
         assert not errors, errors[:3]
         row = {

@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlspec_reconciler import apply, bundle, load
+from mlspec_reconciler import bundle, load
 from mlspec_reconciler.cli import spare_collections
 from mlspec_reconciler.clusters.memory import MemoryCluster
-from mlspec_reconciler.reconcile import Wanted, look
+from mlspec_reconciler.state import Session
+from mlspec_reconciler.step import APPLY_CONSENT, DesiredState, Memory, Observation, observe_and_plan, step
 
 SETS = 2500
 PER_FILE = 25
@@ -64,22 +65,29 @@ def write(root: Path, sets: int) -> None:
         (root / f"team-{start // PER_FILE:04}.yaml").write_text("".join(texts))
 
 
-def read(root: Path) -> Wanted:
+def read(root: Path) -> DesiredState:
     """Load, link and gather the code."""
     loaded = load.load([root], root=root)
     assert loaded.project is not None, loaded.diagnostics[:3]
     code, problems = bundle.gather(loaded.project, root)
     assert not problems
-    return Wanted(loaded.project, loaded.project.settings.targets["local"], code)
+    return DesiredState(loaded.project, loaded.project.settings.targets["local"], code)
 
 
-def fill(wanted: Wanted, cluster: MemoryCluster) -> None:
+def look(wanted: DesiredState, cluster: MemoryCluster) -> Observation:
+    """As `mlspec plan` does."""
+    return observe_and_plan(wanted, cluster, Session.open(cluster.state, "bench"), now=time.time())
+
+
+def fill(wanted: DesiredState, cluster: MemoryCluster) -> None:
     """Apply until nothing is left to do; every run ends well."""
+    memory = Memory()
     while True:
-        outcomes = apply.perform(look(wanted, cluster).plan, wanted.project, cluster)
-        if not outcomes:
+        done = step(wanted, cluster, cluster.state, APPLY_CONSENT, time.time(), memory)
+        memory = done.memory
+        if not done.outcomes and not done.stored:
             return
-        for one in outcomes:
+        for one in done.outcomes:
             if one.write.key.kind == "Run":
                 name = one.write.key.name
                 data = {"snapshot": name, "path": f"datasets/{name}", "rows": 1}

@@ -208,7 +208,7 @@ def finish(demo: Demo, tally: Any) -> int:
         )
     for message in demo.messages:
         print(
-            f"  on call was told: {message.get('alert')} {message.get('state')}: {message.get('sentence', '')}"
+            f"  notified oncall: {message.get('alert')} {message.get('state')}: {message.get('sentence', '')}"
         )
     complete = not tally.failed and switched and bool(demo.messages)
     if not complete:

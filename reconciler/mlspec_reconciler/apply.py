@@ -13,10 +13,15 @@ from dataclasses import dataclass, replace
 from mlspec.kind_table import KINDS
 from mlspec.manifest import Key
 from mlspec.project import Project
+from mlspec.workload import Made, RunFact
 from mlspec_reconciler import inventory as inventories
+from mlspec_reconciler import remembered
 from mlspec_reconciler.cluster import Cluster, Conflict, Immutable, Refused, Unavailable
 from mlspec_reconciler.inventory import Inventory
-from mlspec_reconciler.plan import Action, Change, Plan, Verb, Write, declared
+from mlspec_reconciler.plan import Action, Plan, Verb, Write, declared
+from mlspec_reconciler.plan import Change as Planned
+from mlspec_reconciler.remembered import ENDED, Change
+from mlspec_reconciler.state import Session
 
 UNANSWERED = 10
 """Writes in a row that got no answer, after which the others are left to the next round."""
@@ -26,29 +31,56 @@ UNANSWERED = 10
 class Outcome:
     """One performed write, or why it failed."""
 
-    change: Change
+    change: Planned
     write: Write
     error: str = ""
     uid: str = ""
     """Identity of the object that was written, when it was seen."""
-    passing: bool = False
+    retryable: bool = False
     """The error says nothing about the write itself: the next round tries again."""
 
 
-def perform(plan: Plan, project: Project, cluster: Cluster, *, replacing: bool = False) -> list[Outcome]:
-    """Write everything that the plan says; a failure stops only what depends on it. `replacing`: consent to delete and
-    make again what cannot be changed in place.
+def perform(
+    plan: Plan,
+    project: Project,
+    cluster: Cluster,
+    session: Session,
+    *,
+    making: Mapping[str, Made] | None = None,
+    now: float = 0.0,
+    replacing: bool = False,
+) -> list[Outcome]:
+    """Write everything that the plan says; a failure stops only what depends on it. `making`: what the runs of the plan are made
+    for, by name, to be remembered before they are made. `replacing`: consent to delete and recreate what cannot be changed in place.
 
-    Raises `Conflict`, with nothing written, when another apply is at work.
+    Raises `Conflict`, with nothing written, when another driver is at work.
     """
     inventory = _intend(plan, project)
-    if inventory != plan.inventory:
-        inventories.write(cluster, inventory)
+    runs = _announced(plan, making or {}, session, now)
+    if inventory != plan.inventory or runs:
+        session.put([*inventories.changes(plan.inventory, inventory, plan.cluster), *runs])
+        inventory = inventories.read(session, plan.cluster)
     outcomes = _along_the_edges(plan, project, cluster, replacing)
     cleaned = _forget(plan, _identified(inventory, outcomes), cluster)
     if cleaned != inventory:
-        inventories.write(cluster, cleaned)
+        session.put(inventories.changes(inventory, cleaned, plan.cluster))
     return outcomes
+
+
+def _announced(plan: Plan, making: Mapping[str, Made], session: Session, now: float) -> list[Change]:
+    """The rows of the runs that are about to be made. One that is started again has no end any more, and stays what it was first
+    made for."""
+    starts = (Verb.CREATE, Verb.RESTART)
+    runs = [
+        change.run for change in plan.of(Action.RUN) if any(write.verb in starts for write in change.writes)
+    ]
+    known = remembered.runs(session) if runs else {}
+    rows = []
+    for run in runs:
+        made = known[run].made if run in known and known[run].phase in ENDED else Made()
+        made = made if made.resource else making.get(run, Made())
+        rows.append(remembered.run_row(run, RunFact("pending", made=made, created=now)))
+    return rows
 
 
 def _intend(plan: Plan, project: Project) -> Inventory:
@@ -76,7 +108,7 @@ def _along_the_edges(plan: Plan, project: Project, cluster: Cluster, replacing: 
     roots = [one.id for one in project.catalog.of("Project")]
     futures: dict[str, list[Future[list[Outcome]]]] = {}
     results: list[Future[list[Outcome]]] = []
-    silence = _Silence()
+    silence = _CircuitBreaker()
     with ThreadPoolExecutor(cluster.concurrency, "apply") as pool:
         for change in plan.changes:
             if not change.writes:
@@ -105,33 +137,33 @@ def _edges(project: Project) -> Mapping[str, list[str]]:
 
 
 def _change(
-    change: Change,
+    change: Planned,
     cluster: Cluster,
     replacing: bool,
     awaited: Iterable[Future[list[Outcome]]],
     blocking: bool,
-    silence: _Silence,
+    silence: _CircuitBreaker,
 ) -> list[Outcome]:
     failed = [one for future in awaited for one in future.result() if one.error]
     if failed and blocking:
         first = failed[0]
         words = f"kept back, because {first.write.key} of {first.change.resource} failed"
-        return [Outcome(change, write, words, passing=first.passing) for write in change.writes]
+        return [Outcome(change, write, words, retryable=first.retryable) for write in change.writes]
     outcomes: list[Outcome] = []
     for write in change.writes:
         before = next((one for one in outcomes if one.error), None)
         if before is not None and write.verb is not Verb.DELETE:
             words = "kept back, because what it needs failed"
-            outcomes.append(Outcome(change, write, words, passing=before.passing))
+            outcomes.append(Outcome(change, write, words, retryable=before.retryable))
         elif silence.lasts:
             words = "kept back, because the cluster does not answer"
-            outcomes.append(Outcome(change, write, words, passing=True))
+            outcomes.append(Outcome(change, write, words, retryable=True))
         else:
             outcomes.append(silence.heard(_outcome(change, write, cluster, replacing)))
     return outcomes
 
 
-class _Silence:
+class _CircuitBreaker:
     """Whether a cluster has stopped to answer: a thousand writes must not wait a minute each for the same outage."""
 
     def __init__(self) -> None:
@@ -143,11 +175,11 @@ class _Silence:
 
     def heard(self, outcome: Outcome) -> Outcome:
         """Count writes without an answer, one after the other."""
-        self._count = self._count + 1 if outcome.passing and outcome.error else 0
+        self._count = self._count + 1 if outcome.retryable and outcome.error else 0
         return outcome
 
 
-def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) -> Outcome:
+def _outcome(change: Planned, write: Write, cluster: Cluster, replacing: bool) -> Outcome:
     try:
         return Outcome(change, write, uid=_write(write, cluster))
     except Immutable as error:
@@ -166,12 +198,12 @@ def _outcome(change: Change, write: Write, cluster: Cluster, replacing: bool) ->
             return Outcome(change, write, words)
         if live is not None and write.verb is Verb.CREATE:
             return Outcome(change, write)  # made meanwhile, by another apply of the same
-        return Outcome(change, write, f"{write.key} changed meanwhile: {error}", passing=True)
+        return Outcome(change, write, f"{write.key} changed meanwhile: {error}", retryable=True)
     except Refused as error:
         return Outcome(change, write, f"{write.key}: {error}")
     except Unavailable as error:
         words = f"{write.key}: the cluster does not answer: {error}"
-        return Outcome(change, write, words, passing=True)
+        return Outcome(change, write, words, retryable=True)
 
 
 def _write(write: Write, cluster: Cluster) -> str:

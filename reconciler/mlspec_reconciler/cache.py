@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,11 @@ class Expressions:
         if self._known is None:
             self._known = self._read()
         try:
-            columns, problem, offset, hint = self._known[text]
-            return SqlFact(tuple(columns), problem, offset, hint)
+            columns, normal, sql, problem, offset, hint = self._known[text]
+            return SqlFact(tuple(columns), normal, sql, problem, offset, hint)
         except (KeyError, ValueError, TypeError):
             fact = analyse(text)
-            self._known[text] = [list(fact.columns), fact.problem, fact.offset, fact.hint]
+            self._known[text] = list(astuple(fact))
             self._changed = True
             return fact
 

@@ -30,6 +30,11 @@ COMMANDS = {
     "runs": "List the runs of a resource.",
     "stop": "End a run before its time.",
     "retry": "Start a failed run again.",
+    "retrain": "Ask for a training on newer data.",
+    "switch": "Go back to the model that served before.",
+    "refresh": "Read a dataset again.",
+    "requests": "List what policies, schedules and persons ask for.",
+    "withdraw": "Take a request back.",
     "reproduce": "Run a finished training again and compare.",
     "propose": "Turn what monitoring policies propose into a change in git.",
     "render": "Print the plain objects of a target.",
@@ -85,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped. Nothing is lost: the same command goes on from here.", err=True)
+        click.echo("Interrupted. Run the same command to resume.", err=True)
         return 130
     except Unavailable as error:
         click.echo(f"error[unavailable]: {error}", err=True)

@@ -1,26 +1,26 @@
 """Clock: datasets that are read again and jobs that train again at set times.
 
-The only place of the reconciler that looks at the time of day. What has come due becomes a durable trigger, like the
-request of a monitoring policy, and goes the same way: into the facts, into the identity of a run.
+What has come due becomes a request, like that of a monitoring policy, and goes the same way. Pure: `step` gives the time of
+day and makes durable what was learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from croniter import croniter
 
 from mlspec.kinds.dataset import DatasetSpec
-from mlspec.kinds.training_job import TrainingJobSpec
+from mlspec.kinds.training_job import TrainingJobSpec, said_of_data
+from mlspec.lifecycle import Request
 from mlspec.project import Project
 from mlspec.resource import seconds
-from mlspec_reconciler import observe
-from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler.remembered import Change, request_row
+from mlspec_reconciler.state import Session, Table
 
-NOTE = "clock"
+FOREVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,47 +28,91 @@ class Timer:
     """One thing that comes due: every `every` seconds, or by a cron expression in UTC."""
 
     resource: str
-    request: dict[str, Any]
+    request: Request
     every: float | None = None
     cron: str | None = None
 
+    @property
+    def mark(self) -> str:
+        """Where it is kept when it came due last."""
+        return f"timer {self.resource}"
+
     def latest(self, since: float, now: float) -> float | None:
-        """The newest moment in (since, now] at which it was due; missed ones collapse into it."""
+        """The newest moment in (since, now] at which it was due; missed ones collapse into it.
+
+        What `validate` refuses (an interval of 0, a cron that never comes) is never due: one timer must not stop the others.
+        """
         if self.every is not None:
-            passed = int((now - since) // self.every)
-            return since + passed * self.every if passed else None
-        due: float = croniter(self.cron, datetime.fromtimestamp(now, UTC)).get_prev(float)
+            passed = int((now - since) // self.every) if self.every > 0 else 0
+            return since + passed * self.every if passed > 0 else None
+        if self.cron is None:
+            return None
+        try:
+            due: float = croniter(self.cron, datetime.fromtimestamp(now, UTC)).get_prev(float)
+        except (ValueError, TypeError):
+            return None
         return due if due > since else None
 
+    def next(self, since: float, now: float) -> float:
+        """When it comes due after `now`; `FOREVER` when it never does."""
+        if self.every is not None and self.every > 0:
+            return since + (int(max(0.0, now - since) // self.every) + 1) * self.every
+        if self.every is not None or self.cron is None:
+            return FOREVER
+        try:
+            return float(croniter(self.cron, datetime.fromtimestamp(now, UTC)).get_next(float))
+        except (ValueError, TypeError):
+            return FOREVER
 
-def tick(project: Project, cluster: Cluster, now: float) -> None:
-    """Make triggers of all that came due since the last call. A resource that is new starts to count now."""
-    timers = list(_timers(project))
-    if not timers:
-        return
-    marks: dict[str, float] = dict(cluster.note(NOTE) or {})
-    before = dict(marks)
-    requests = []
-    for timer in timers:
-        since = marks.setdefault(timer.resource, now)
-        due = timer.latest(since, now)
-        if due is not None:
-            marks[timer.resource] = due
-            at = datetime.fromtimestamp(due, UTC).isoformat(timespec="seconds")
-            requests.append(
-                {"id": f"{timer.resource}@{at}", "at": at, "reason": f"due at {at}", **timer.request}
-            )
-    observe.remember(cluster, requests)  # first: a trigger that is made twice is the same trigger
-    if marks != before:
-        cluster.set_note(NOTE, marks)
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What came due, as rows to remember, and when something does next (seconds since the epoch)."""
+
+    requests: Mapping[str, Request]
+    changes: tuple[Change, ...]
+    next: float
+
+
+def due(project: Project, session: Session, now: float) -> Due:
+    """All that came due since the last call. A resource that is new starts to count now."""
+    requests: dict[str, Request] = {}
+    marks: list[Change] = []
+    soonest = FOREVER
+    for timer in _timers(project):
+        mark = session.get(Table.MARKS, timer.mark)
+        since = float(mark["at"]) if mark is not None else now
+        moment = timer.latest(since, now)
+        if moment is not None:
+            since = moment
+            at = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+            key = f"{timer.resource}@{at}"
+            requests[key] = replace(timer.request, id=key, at=at, made=moment, reason=f"due at {at}")
+        if mark is None or moment is not None:
+            marks.append((Table.MARKS, timer.mark, {"at": since}))
+        soonest = min(soonest, timer.next(since, now))
+    # Requests before marks: one that is made twice is the same request.
+    return Due(requests, (*(request_row(one) for one in requests.values()), *marks), soonest)
 
 
 def _timers(project: Project) -> Iterator[Timer]:
     for resource in project.order:
+        blank = Request("", "refresh", resource.name, resource.id, "", 0.0)
         match resource.spec:
             case DatasetSpec(refresh=refresh) if refresh is not None:
                 every = seconds(refresh.every) if refresh.every else None
-                yield Timer(resource.id, {"action": "refresh", "dataset": resource.name}, every, refresh.cron)
-            case TrainingJobSpec(schedule=schedule) if schedule is not None:
-                request = {"action": "retrain", "job": resource.name, "window": schedule.window}
+                yield Timer(resource.id, blank, every, refresh.cron)
+            case TrainingJobSpec(schedule=schedule) as spec if schedule is not None:
+                request = replace(
+                    blank,
+                    action="retrain",
+                    window=schedule.window,
+                    schedule=True,
+                    made_for=said_of_data(spec),
+                    expires=seconds(EXPIRES),
+                )
                 yield Timer(resource.id, request, cron=schedule.cron)
+
+
+EXPIRES = "7d"
+"""After which a request of a schedule lapses once a newer one was made: its newest one does not expire (rule 9)."""

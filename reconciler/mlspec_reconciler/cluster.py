@@ -81,6 +81,15 @@ class Preview:
     """Who made the object that is there already, when it was not mlspec."""
 
 
+def is_same(before: str, now: str) -> bool:
+    """Whether a cluster that was called `before` is the one that is called `now`.
+
+    A name may gain a part, and never changes one: a local store has a place before its first write, and is one of its own
+    after it. So a plan that was saved before the first apply holds, and one of a store that was removed does not.
+    """
+    return set(before.split("/")) <= set(now.split("/"))
+
+
 STOPPED = "stopped by mlspec stop"
 """Message of a run that a person ended."""
 
@@ -152,8 +161,9 @@ class Cluster(Protocol):
     def delete(self, key: Key, uid: str) -> None:
         """Ask for deletion of exactly this object (by uid); nothing when it is gone already."""
 
-    def cancel(self, live: Object) -> None:
-        """End a run before its time: it has failed, and is not started again until a person applies."""
+    def cancel(self, live: Object) -> RunFact | None:
+        """End a run before its time: it has failed, and is not started again until a person applies. Returns its end where
+        nothing here will say it later."""
 
     def retry(self, live: Object) -> bool:
         """Let a failed run go on from the step that failed. False: it can only be made anew, as an apply does."""
@@ -168,25 +178,13 @@ class Cluster(Protocol):
         """Make sure that somebody runs the objects; nothing to do where the cluster takes care of itself."""
 
     def runs(self) -> Mapping[str, RunFact]:
-        """Every run that was ever made here, by name, also when its object is gone."""
-
-    def remember(self, name: str, fact: RunFact) -> None:
-        """Keep how a run ended; durable when this returns."""
+        """What the target itself remembers of runs whose objects may be gone, by name."""
 
     def lacks(self, kinds: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         """Which of these (apiVersion, kind) the cluster does not know, with what to do about it."""
 
     def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
         """What we are not permitted to do with objects of these (apiVersion, kind), a sentence each."""
-
-    def note(self, name: str) -> Mapping[str, Any] | None:
-        """A small document that the reconciler keeps beside the objects (inventory, applied revision)."""
-
-    def set_note(self, name: str, document: Mapping[str, Any]) -> None:
-        """Replace a document; durable when this returns. `Conflict` when somebody else replaced it since it was read."""
-
-    def forget(self) -> None:
-        """Nothing of what is kept beside the objects is needed any more: the project is gone from here."""
 
     def printed(self, live: Object, lines: int) -> Mapping[str, str]:
         """The last lines that the processes of an object have printed, by process."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from mlspec.kinds.training_job import DataUse
+from mlspec.ranges import DataUse, written
+from mlspec.resource import moment
 
 
 def move_data(text: str, job: str, data: Mapping[str, DataUse]) -> str:
@@ -24,7 +25,7 @@ def move_data(text: str, job: str, data: Mapping[str, DataUse]) -> str:
                 entry = document["spec"]["data"][name]
                 for field, value in (("from", use.from_), ("to", use.to)):
                     if value is not None and field in entry:
-                        entry[field] = DoubleQuotedScalarString(value)
+                        entry[field] = DoubleQuotedScalarString(written(moment(value)))
     out = io.StringIO()
     yaml.dump_all(documents, out)
     return out.getvalue()

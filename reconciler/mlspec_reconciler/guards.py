@@ -6,16 +6,19 @@ and which option lets it pass.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlspec_reconciler.cluster import Cluster
+from mlspec_reconciler import checkout
+from mlspec_reconciler.cluster import Cluster, is_same
 from mlspec_reconciler.plan import Action, Verb
-from mlspec_reconciler.reconcile import Round, Wanted
+from mlspec_reconciler.step import DesiredState, Observation
 from mlspec_reconciler.workspace import Opened, Workspace, applied
 
 DELETES, CLUSTER = "--allow-deletes", "--allow-other-cluster"
+SUSPENDED = "suspended"
+NAMED = 3
+"""Files that a refusal names; the rest it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Refusal:
         return f"error[{self.code}]: {self.sentence}{way}"
 
 
-def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
+def refusals(project: Opened, seen: Observation, cluster: Cluster) -> list[Refusal]:
     """All reasons to stop."""
     assert project.wanted is not None
     found = [
@@ -40,20 +43,20 @@ def refusals(project: Opened, seen: Round, cluster: Cluster) -> list[Refusal]:
         *other_cluster(project.workspace, project.target_name, cluster),
     ]
     if seen.plan.of(Action.DELETE):
-        found += [*_missing_files(project, seen), *_too_many(project, seen)]
+        found += [*_missing_files(project), *_too_many(project, seen)]
     return found + list(forbidden(seen, cluster))
 
 
-def suspended(wanted: Wanted, seen: Round) -> Iterator[Refusal]:
+def suspended(wanted: DesiredState, seen: Observation) -> Iterator[Refusal]:
     """The Project forbids every write."""
     if wanted.project.settings.suspend and any(change.writes for change in seen.plan.changes):
-        yield Refusal("suspended", "the Project says suspend: true; nothing is written until it does not")
+        yield Refusal(SUSPENDED, "the Project says suspend: true; nothing is written until it does not")
 
 
 def other_cluster(workspace: Workspace, target: str, cluster: Cluster) -> Iterator[Refusal]:
     """The target was another cluster when it was applied last from here."""
     before = (applied(workspace, target) or {}).get("cluster")
-    if before is not None and before != cluster.identity:
+    if before is not None and not is_same(before, cluster.identity):
         yield Refusal(
             "other-cluster",
             f"target {target} was applied to the cluster {before} the last time, "
@@ -62,38 +65,26 @@ def other_cluster(workspace: Workspace, target: str, cluster: Cluster) -> Iterat
         )
 
 
-def _missing_files(project: Opened, seen: Round) -> Iterator[Refusal]:
-    """Files that the commit has and the working tree has not: a sparse or broken checkout, not a wish to delete."""
-    entries = seen.plan.inventory.entries
-    names = {
-        entries[change.resource].place.rpartition(":")[0]
-        for change in seen.plan.of(Action.DELETE)
-        if change.resource in entries
-    }
-    root = project.workspace.root
-    absent = sorted(name for name in names if name and not (root / name).exists())
-    if not absent:
-        return
+def _missing_files(project: Opened) -> Iterator[Refusal]:
+    """The working tree lacks what the commit has: a sparse or broken checkout looks just like a wish to delete."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "ls-tree", "--name-only", "HEAD", "--", *absent],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
+        missing = checkout.missing(project.workspace.root, project.texts)
+    except checkout.Unknown as error:
+        yield Refusal("partial-checkout", f"whether the checkout is complete is not known: {error}", DELETES)
         return
-    if held := done.stdout.split("\n")[:-1]:
+    for reason in dict.fromkeys((file.why, file.way_out) for file in missing):
+        files = [file for file in missing if (file.why, file.way_out) == reason]
+        names = ", ".join(file.path for file in files[:NAMED])
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         yield Refusal(
             "partial-checkout",
-            f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} in the commit, but not in the working tree: "
-            "the checkout is not complete (git status)",
+            f"{names}{more} {'is' if len(files) == 1 else 'are'} in the commit, but {files[0].why}, so a deletion may "
+            f"not be meant; for a complete checkout: {files[0].command() if len(files) == 1 else files[0].way_out}",
             DELETES,
         )
 
 
-def _too_many(project: Opened, seen: Round) -> Iterator[Refusal]:
+def _too_many(project: Opened, seen: Observation) -> Iterator[Refusal]:
     assert project.wanted is not None
     share = project.wanted.project.settings.prune.max_share
     deletes, known = len(seen.plan.of(Action.DELETE)), len(seen.plan.inventory.entries)
@@ -105,7 +96,7 @@ def _too_many(project: Opened, seen: Round) -> Iterator[Refusal]:
         )
 
 
-def forbidden(seen: Round, cluster: Cluster) -> Iterator[Refusal]:
+def forbidden(seen: Observation, cluster: Cluster) -> Iterator[Refusal]:
     """Permissions that the plan needs and we do not have: told before, not in the middle."""
     kinds = {
         (write.key.api_version, write.key.kind)

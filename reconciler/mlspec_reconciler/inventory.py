@@ -6,15 +6,18 @@ seen. So nothing is ever deleted that is not in it, and nothing that was made is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlspec.manifest import Key
 from mlspec.resource import Resource
-from mlspec_reconciler.cluster import Cluster, Object, Unavailable
+from mlspec_reconciler.cluster import Cluster, Object, Unavailable, is_same
+from mlspec_reconciler.remembered import Change
+from mlspec_reconciler.state import Session, Table
 
-NOTE = "inventory"
+IDENTITY = "cluster"
+"""Row of the cluster for which everything was written."""
 DIGEST = "mlspec.dev/digest"
 """Annotation of every object that mlspec made: digest of the body as it was applied."""
 
@@ -36,6 +39,8 @@ class Entry:
     """The newest run that was made for it."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """What that run's name is made of."""
+    order: int = 0
+    """When it was applied first, among all: users are deleted before what they use. 0: it was never written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +101,40 @@ class Inventory:
         return Inventory({name: entry for name, entry in self.entries.items() if name != resource})
 
 
-def read(cluster: Cluster) -> Inventory:
-    """The inventory of a cluster; empty when nothing was ever applied.
+def read(session: Session, cluster: str) -> Inventory:
+    """The inventory of a target; empty when nothing was ever applied. `cluster` is its identity.
 
     Raises `Unavailable` when it is not that of this cluster: restored from a backup of another one, it would name
     objects here that mlspec has never made.
     """
-    document = cluster.note(NOTE) or {}
-    owner = document.get("cluster", cluster.identity)
-    if owner != cluster.identity:
+    owner = (session.get(Table.TARGET, IDENTITY) or {}).get("identity", cluster)
+    if not is_same(owner, cluster):
         raise Unavailable(
-            f"the inventory here was written for the cluster {owner}, this is {cluster.identity}; it was copied or "
+            f"the inventory here was written for the cluster {owner}, this is {cluster}; it was copied or "
             "restored: delete it when its objects are not here"
         )
-    entries = {}
-    for name, entry in document.get("entries", {}).items():
-        rows = [(Key(*row[:4]), *row[4:]) for row in entry["objects"]]
-        entries[name] = Entry(
-            name,
-            entry["spec"],
-            entry["place"],
-            objects=tuple(key for key, *_ in rows),
-            kept=frozenset(key for key, _, keep in rows if keep),
-            uids={key: uid for key, uid, _ in rows if uid},
-            run=entry["run"],
-            parts=entry["parts"],
-        )
-    return Inventory(entries)
+    rows = sorted(session.rows(Table.INVENTORY).items(), key=lambda one: (one[1].get("order", 0), one[0]))
+    return Inventory({name: entry(name, row) for name, row in rows})
 
 
-def alive(cluster: Cluster) -> list[Object]:
+def entry(name: str, row: Mapping[str, Any]) -> Entry:
+    """An entry from its row."""
+    objects = [(Key(*one[:4]), *one[4:]) for one in row["objects"]]
+    return Entry(
+        name,
+        row["spec"],
+        row["place"],
+        objects=tuple(key for key, *_ in objects),
+        kept=frozenset(key for key, _, keep in objects if keep),
+        uids={key: uid for key, uid, _ in objects if uid},
+        run=row["run"],
+        parts=row["parts"],
+        order=int(row.get("order", 0)),
+    )
+
+
+def alive(cluster: Cluster, held: Inventory) -> list[Object]:
     """The live objects of the inventory: all that may ever be deleted."""
-    held = read(cluster)
     found = [
         (entry, cluster.get(key))
         for entry in reversed([*held.entries.values()])
@@ -146,21 +153,29 @@ def mine(live: Object, entry: Entry) -> bool:
     return is_ours(live) and entry.uids.get(live.key, live.uid) == live.uid
 
 
-def write(cluster: Cluster, inventory: Inventory) -> None:
-    """Make the inventory durable. Raises `Conflict` when another apply wrote it since it was read."""
-    entries = {
-        name: {
-            "spec": dict(entry.spec),
-            "place": entry.place,
-            "objects": [
-                [*_row(key), entry.uids.get(key, ""), int(key in entry.kept)] for key in entry.objects
-            ],
-            "run": entry.run,
-            "parts": dict(entry.parts),
+def changes(before: Inventory, after: Inventory, cluster: str) -> Iterator[Change]:
+    """The rows that make an inventory durable. Of all kinds of rows they are written first: what is about to exist is
+    known before it exists."""
+    order = max((one.order for one in after.entries.values()), default=0)
+    yield Table.TARGET, IDENTITY, {"identity": cluster}
+    for name, one in after.entries.items():
+        if before.entries.get(name) is one:
+            continue
+        if not one.order:
+            order += 1
+            one = replace(one, order=order)
+        row = {
+            "spec": dict(one.spec),
+            "place": one.place,
+            "objects": [[*_row(key), one.uids.get(key, ""), int(key in one.kept)] for key in one.objects],
+            "run": one.run,
+            "parts": dict(one.parts),
+            "order": one.order,
         }
-        for name, entry in inventory.entries.items()
-    }
-    cluster.set_note(NOTE, {"cluster": cluster.identity, "entries": entries})
+        yield Table.INVENTORY, name, row
+    for name in before.entries:
+        if name not in after.entries:
+            yield Table.INVENTORY, name, None
 
 
 def _row(key: Key) -> tuple[str, str, str, str]:

@@ -1,101 +1,120 @@
-"""Observe: gather the facts that compiling depends on, from the cluster and from the files that specs name."""
+"""Observe: gather the facts that compiling depends on, from the cluster, from what is remembered and from the files that specs
+name. Only reads: what was learned is returned as rows, and `step` makes it durable."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from mlspec.compile import readings
 from mlspec.diagnostics import Diagnostic
 from mlspec.engine import Reading
 from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.project import Target
+from mlspec.lifecycle import Request
+from mlspec.manifest import OWN
 from mlspec.project import Project
 from mlspec.resource import Resource
-from mlspec.workload import Facts, Files, RunFact, Trigger
-from mlspec_reconciler import bundle
+from mlspec.workload import Facts, Files, RunFact
+from mlspec_reconciler import bundle, checkout, remembered
 from mlspec_reconciler.cluster import Cluster, Object
+from mlspec_reconciler.remembered import ENDED, Change
+from mlspec_reconciler.state import Session, Table
 
-TRIGGERS = "triggers"
+RESOURCE = f"{OWN}resource"
+"""Annotation of every object that mlspec made: the resource that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The facts of one moment, and what of it is not remembered yet."""
+
+    facts: Facts
+    learned: tuple[Change, ...] = ()
 
 
 def facts(
     cluster: Cluster,
     objects: Iterable[Object],
+    session: Session,
     target: Target,
     code: Mapping[str, bundle.Bundle],
     files: Mapping[str, Files],
-) -> Facts:
-    """The facts of this moment. Requests of monitoring policies and the ends of runs are made durable here, so that they
-    outlive the objects that say so."""
+    due: Mapping[str, Request],
+    now: float,
+) -> Observed:
+    """The facts of this moment. `due` are requests that have just come due, `now` is the wall clock."""
     live = list(objects)
     understood = readings(target.choice)
-    records: dict[str, Any] = {}
-    results: list[Mapping[str, Any]] = []
-    for one in live:
-        read = understood.get(one.key.kind)
-        if read is not None and read.record is not None and (data := read.record(one.live)):
-            records[one.key.name] = data
-        if read is not None and read.result is not None:
-            results.append(read.result(one.live))
-    return Facts(
+    runs, ended = _runs(cluster, live, understood, remembered.runs(session), now)
+    asked = list(_asked(live, understood, session))
+    requests = remembered.requests(session) | dict(due)
+    requests |= {
+        key: remembered.request(key, row)
+        for table, key, row in asked
+        if table is Table.REQUESTS and row is not None
+    }
+    found = Facts(
         code={key: one.digest for key, one in code.items()},
         bundles={one.digest: one.files for one in code.values()},
         files=files,
-        runs=_runs(cluster, live, understood),
-        records=records,
-        triggers=_triggers(cluster, results),
+        runs=runs,
+        requests=tuple(sorted(requests.values(), key=lambda one: one.order)),
+        memories=remembered.memories(session),
+        now=now,
     )
+    return Observed(found, (*ended, *asked))
 
 
-def _runs(cluster: Cluster, live: Iterable[Object], understood: Mapping[str, Reading]) -> dict[str, RunFact]:
-    """What is known about runs: what the live object says goes before what is remembered."""
-    known = dict(cluster.runs())
+def _runs(
+    cluster: Cluster,
+    live: Iterable[Object],
+    understood: Mapping[str, Reading],
+    kept: Mapping[str, RunFact],
+    now: float,
+) -> tuple[dict[str, RunFact], list[Change]]:
+    """What is known about runs, and the ends that are new. What the target says goes before what is remembered, but a
+    success is never taken back: its object may be half gone by now. Of what has neither ended nor an object, nothing
+    is known: it was announced, and never made."""
+    known = {name: fact for name, fact in kept.items() if fact.phase in ENDED}
+    told: dict[str, RunFact] = dict(cluster.runs())
     for one in live:
         read = understood.get(one.key.kind)
-        if read is None or read.run is None or one.deleting:
+        if read is not None and read.run is not None and not one.deleting:
+            told[one.key.name] = read.run(one.live)
+    learned: list[Change] = []
+    for name, fact in told.items():
+        before = known.get(name)
+        if before is not None and (before.phase == "succeeded" or _same(before, fact)):
             continue
-        fact, before = read.run(one.live), known.get(one.key.name)
-        if before is not None and before.phase == "succeeded":
-            continue  # a success is never taken back: its object may be half gone by now
-        known[one.key.name] = fact
-        if fact.phase in ("succeeded", "failed") and fact != before:
-            cluster.remember(one.key.name, fact)
-    return known
-
-
-def remember(cluster: Cluster, requests: Iterable[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
-    """Add requests to those that were ever made, by id; returns all."""
-    known: dict[str, Any] = dict((cluster.note(TRIGGERS) or {}).get("triggers", {}))
-    before = len(known)
-    for request in requests:
-        known.setdefault(request["id"], dict(request))
-    if len(known) > before:
-        cluster.set_note(TRIGGERS, {"triggers": known})
-    return known
-
-
-def _triggers(cluster: Cluster, results: Iterable[Mapping[str, Any]]) -> tuple[Trigger, ...]:
-    known = remember(cluster, (request for result in results for request in result.get("triggers", [])))
-    found = [
-        Trigger(
-            id=name,
-            action=request["action"],
-            subject=str(request.get("job") or request.get("graph") or request.get("dataset")),
-            at=request["at"],
-            window=request.get("window"),
-            run=request.get("run"),
-            reason=request.get("reason", ""),
+        row = kept.get(name)
+        fact = replace(
+            fact, made=row.made if row else fact.made, created=row.created if row else fact.created
         )
-        for name, request in known.items()
-    ]
-    return tuple(sorted(found, key=lambda one: (one.at, one.id)))
+        if fact.phase in ENDED:
+            fact = replace(fact, ended=now)
+            learned.append(remembered.run_row(name, fact))
+        known[name] = fact
+    return known, learned
+
+
+def _same(one: RunFact, other: RunFact) -> bool:
+    return (one.phase, one.message, one.results) == (other.phase, other.message, other.results)
+
+
+def _asked(live: Iterable[Object], understood: Mapping[str, Reading], session: Session) -> Iterator[Change]:
+    """Requests of monitoring policies that were not collected yet."""
+    for one in live:
+        read = understood.get(one.key.kind)
+        if read is not None and read.result is not None:
+            yield from remembered.collected(one.annotations.get(RESOURCE, ""), read.result(one.live), session)
 
 
 def source_files(project: Project, root: Path) -> tuple[dict[str, Files], list[Diagnostic]]:
-    """The files that Datasets name, by content. A pattern without a match is a diagnostic."""
+    """The files that Datasets name, by content, and whether git versions them. A pattern without a match is a diagnostic."""
     found: dict[str, Files] = {}
     problems: list[Diagnostic] = []
     for resource in project.order:
@@ -117,7 +136,19 @@ def source_files(project: Project, root: Path) -> tuple[dict[str, Files], list[D
             )
             continue
         found[resource.id] = Files(_content(paths), tuple(str(path) for path in paths))
-    return found, problems
+    outside = _of_the_world(root, [Path(path) for one in found.values() for path in one.paths])
+    return {
+        name: replace(one, versioned=not outside.intersection(map(Path, one.paths)))
+        for name, one in found.items()
+    }, problems
+
+
+def _of_the_world(root: Path, paths: list[Path]) -> set[Path]:
+    """Files whose content git does not decide about; none where git cannot say."""
+    try:
+        return checkout.ignored(root, paths) if paths else set()
+    except checkout.Unknown:
+        return set()
 
 
 def _pattern(spec: DatasetSpec) -> str | None:

@@ -212,7 +212,7 @@ def _resource(resource: Resource, manifests: Sequence[Manifest], work: _Work) ->
         words = unsupported + ("; what is there stays" if entry and entry.objects else "")
         work.changes.append(Change(Action.UNSUPPORTED, resource.id, Reason.TARGET, words, fields))
     elif entry is None:
-        words = _state(lowered, manifests)
+        words = _state(lowered, manifests) or (lowered.note if writes else "")
         work.changes.append(Change(Action.CREATE, resource.id, Reason.NEW, words, (), tuple(writes)))
     elif fields:
         words = _state(lowered, manifests) or (lowered.note if writes else "")
@@ -238,8 +238,15 @@ def _state(lowered: Lowered, manifests: Sequence[Manifest]) -> str:
     """What a changed resource waits for, or why it cannot become ready; what its own run says stands at the run."""
     if lowered.waits:
         running = any(manifest.title for manifest in manifests)
-        return "" if running else f"after {', '.join(lowered.waits)}"
-    return lowered.failed
+        return "" if running else awaited(lowered.waits)
+    return lowered.failed or lowered.warning
+
+
+def awaited(waits: Sequence[str]) -> str:
+    """`after Dataset/flights; once late has a run that passes its gates`."""
+    conditions = [one for one in waits if one.startswith("once ")]
+    others = [one for one in waits if one not in conditions]
+    return "; ".join([*([f"after {', '.join(others)}"] if others else []), *conditions])
 
 
 def _write(manifest: Manifest, work: _Work) -> Write | None:
@@ -289,6 +296,10 @@ def _run(resource: Resource, manifest: Manifest, entry: Entry | None, work: _Wor
         return
     live = work.objects.get(manifest.key)
     title = manifest.title
+    if (
+        manifest.after and fact is None
+    ):  # its inputs are others than those of the run that failed, its purpose is the same
+        fact, live = work.runs.get(manifest.after), None
     if live is not None and not (fact and fact.phase == "failed"):
         work.moving[resource.id] = title
         words = "is under way already"
@@ -318,10 +329,13 @@ def _why(parts: Mapping[str, str], entry: Entry | None, because: str) -> tuple[R
         return Reason.FIRST, "first run"
     changed = [name for name in parts if entry.parts.get(name) != parts[name]]
     gone = [name for name in entry.parts if name not in parts]
-    if because and ("trigger" in changed or "refresh" in changed):
+    if because and ("request" in changed or "refresh" in changed):
         return Reason.TRIGGER, because
-    words = ", ".join([*changed, *(f"without {name}" for name in gone)])
-    return Reason.INPUT, f"{words} changed" if words else "its result is gone"
+    asked = [name for name in gone if name in ("request", "refresh")]
+    words = ", ".join([*changed, *(f"without {name}" for name in gone if name not in asked)])
+    if words:
+        return Reason.INPUT, f"{words} changed"
+    return Reason.INPUT, "git itself asks for it now" if asked else "its result is gone"
 
 
 def _seconds(fact: RunFact | None) -> float | None:
@@ -339,7 +353,8 @@ def _follow(resource: Resource, follows: bool, before: int, work: _Work) -> None
         if f"{kind}/{reference.name}" in work.moving
     ]
     mine = work.changes[before:]
-    if movers and resource.id not in work.moving:
+    lowered = work.compiled.lowered.get(resource.id, PLAIN)
+    if movers and resource.id not in work.moving and not lowered.steady:
         work.moving[resource.id] = work.moving[movers[0]]
         if not mine and follows:
             sentence = f"after {work.moving[movers[0]]}"

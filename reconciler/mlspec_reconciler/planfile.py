@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mlspec.manifest import digest
-from mlspec_reconciler.cluster import Object
+from mlspec_reconciler.cluster import Object, is_same
 from mlspec_reconciler.plan import Action, Change, Write
-from mlspec_reconciler.reconcile import Round
 from mlspec_reconciler.show.plan import key_text
+from mlspec_reconciler.step import Observation
 from mlspec_reconciler.workspace import Opened
 
 FORMAT = "mlspec-plan/2"
@@ -27,7 +27,7 @@ SEALED = "Secret"
 ELSEWHERE = "can be compared only in the clone where the plan was made"
 
 
-def save(path: Path, project: Opened, seen: Round) -> None:
+def save(path: Path, project: Opened, seen: Observation) -> None:
     """Write the plan."""
     key = _key(project)
     document = {
@@ -59,9 +59,9 @@ def read(path: Path) -> Mapping[str, Any] | str:
     return document
 
 
-def moved(saved: Mapping[str, Any], project: Opened, seen: Round) -> list[str]:
+def moved(saved: Mapping[str, Any], project: Opened, seen: Observation) -> list[str]:
     """What is not as it was when the plan was made, one sentence each; empty when the plan still holds."""
-    if saved["cluster"] != seen.plan.cluster:
+    if not is_same(saved["cluster"], seen.plan.cluster):
         return [f"the plan was made for the cluster {saved['cluster']}, this is {seen.plan.cluster}"]
     key = _key(project)
     sources, now = _sources(project), _changes(seen, key)
@@ -124,7 +124,7 @@ def _sources(project: Opened) -> dict[str, str]:
     return {**wanted.project.digests, **code, **files}
 
 
-def _changes(seen: Round, key: bytes) -> dict[str, Any]:
+def _changes(seen: Observation, key: bytes) -> dict[str, Any]:
     live = {one.key: one for one in seen.objects}
     return {
         f"{change.resource} {change.action} {change.run}".strip(): _change(change, live, key)

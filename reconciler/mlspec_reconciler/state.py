@@ -10,6 +10,7 @@ fencing token, so that a driver that was paused and comes back cannot write over
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -82,11 +83,13 @@ class StateStore(Protocol):
         """Write these rows in this order; durable when it returns. Killed in between, an implementation may have written
         only the first of them, but never half of one.
 
-        Raises `Fenced`, or `Conflict` when a row has another version than expected; then nothing of its table was written.
+        Raises `Fenced`, or `Conflict` when a row has another version than expected. Then nothing was written, but for the
+        first rows of a commit that is too large for one write (megabytes on Kubernetes).
         """
 
     def clear(self) -> None:
-        """Forget everything: the project is gone from here for good."""
+        """Forget everything: the project is gone from here for good. Every earlier token is `Fenced` from now on, so that a
+        driver that slept through it brings nothing back."""
 
 
 @dataclass(slots=True)
@@ -125,7 +128,7 @@ class Session:
             if row is not None and value is not None and row.value == value:
                 continue
             puts.append(
-                Put(table, key, dict(value) if value is not None else None, row.version if row else 0)
+                Put(table, key, plain(value) if value is not None else None, row.version if row else 0)
             )
         if not puts:
             return
@@ -134,6 +137,12 @@ class Session:
         self.store.commit(self.token, puts)
         self.writes += len(puts)
         self.tables = written(self.tables, puts)
+
+
+def plain(value: JSON) -> dict[str, Any]:
+    """A value as it comes back from a store: a copy, with lists for tuples."""
+    copied: dict[str, Any] = json.loads(json.dumps(dict(value)))
+    return copied
 
 
 def written(tables: Tables, puts: Iterable[Put]) -> dict[Table, dict[str, Row]]:
@@ -156,9 +165,9 @@ def check(tables: Tables, puts: Iterable[Put]) -> None:
             raise Conflict(f"{put.table} {put.key} was written by somebody else")
 
 
-def readable(found: int, where: str) -> None:
+def readable(found: int, where: str, newest: int = FORMAT) -> None:
     """Raise `Unavailable` for a format that only a later mlspec knows."""
-    if found > FORMAT:
+    if found > newest:
         raise Unavailable(f"{where} was written by a newer mlspec (format {found}); upgrade mlspec")
 
 
@@ -171,7 +180,10 @@ class MemoryState:
 
     def read(self) -> Tables:
         """All rows."""
-        return {table: dict(rows) for table, rows in self._tables.items()}
+        return {
+            table: {key: replace(row, value=plain(row.value)) for key, row in rows.items()}
+            for table, rows in self._tables.items()
+        }
 
     def take(self, holder: str) -> int:
         """The token of this holder."""
@@ -184,8 +196,10 @@ class MemoryState:
         if token != self._token:
             raise Fenced("another driver has taken over")
         check(self._tables, writes)
-        self._tables = written(self._tables, [replace(put) for put in writes])
+        own = [replace(put, value=plain(put.value) if put.value is not None else None) for put in writes]
+        self._tables = written(self._tables, own)
 
     def clear(self) -> None:
         """Forget everything."""
         self._tables = {}
+        self._holder, self._token = "", self._token + 1

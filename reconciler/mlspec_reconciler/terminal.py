@@ -13,9 +13,10 @@ import click
 from mlspec import report
 from mlspec.diagnostics import Mark
 from mlspec.resource import Path as FieldPath
+from mlspec_reconciler import imports
 from mlspec_reconciler.notes import notes, titles
-from mlspec_reconciler.reconcile import Round, Wanted
 from mlspec_reconciler.show import plan as show
+from mlspec_reconciler.step import DesiredState, Observation
 from mlspec_reconciler.workspace import Opened, open_project
 
 Command = Callable[..., Any]
@@ -50,11 +51,12 @@ def colored() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def opened(path: Path, target: str | None) -> tuple[Opened, Wanted]:
+def opened(path: Path, target: str | None) -> tuple[Opened, DesiredState]:
     """Open the project; with errors print them all and exit with 1."""
     project = open_project(path, target)
     if project.diagnostics:
-        click.echo(report.text(project.diagnostics, project.texts, colour=colored()), err=True)
+        texts = {**project.texts, **code_texts(project)}
+        click.echo(report.text(project.diagnostics, texts, colour=colored()), err=True)
     if project.wanted is None:
         if not project.diagnostics:
             click.echo(f"error: no specs in {path}; write some with: mlspec init", err=True)
@@ -62,7 +64,14 @@ def opened(path: Path, target: str | None) -> tuple[Opened, Wanted]:
     return project, project.wanted
 
 
-def locator(wanted: Wanted) -> show.Locate:
+def code_texts(project: Opened) -> dict[str, str]:
+    """The texts of the Python files in which something is wrong."""
+    root = project.workspace.root
+    paths = {one.mark.path for one in project.diagnostics if one.mark.path.endswith(".py")}
+    return {path: imports.text((root / path).read_bytes()) for path in paths if (root / path).is_file()}
+
+
+def locator(wanted: DesiredState) -> show.Locate:
     """Where a field of a resource's spec stands in git."""
     project = wanted.project
     resources = {resource.id: resource for resource in [*project.catalog.of("Project"), *project.order]}
@@ -76,7 +85,7 @@ def locator(wanted: Wanted) -> show.Locate:
     return place
 
 
-def plan_rows(wanted: Wanted, seen: Round) -> list[show.Line]:
+def plan_rows(wanted: DesiredState, seen: Observation) -> list[show.Line]:
     """The lines of a plan, as every command shows them."""
     return show.lines(
         seen.plan, locator(wanted), titles(seen.compiled), notes(wanted.project, seen, wanted.target.choice)

@@ -6,11 +6,11 @@ Commands open one; the controller opens the applied revision, so that edits in t
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
-import json
 import os
-import re
-import subprocess
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,29 @@ from mlspec.compile import choose_target, uploads
 from mlspec.diagnostics import Diagnostic, Mark
 from mlspec.kinds.project import Target
 from mlspec.workload import Files
-from mlspec_reconciler import bundle, load, observe
+from mlspec_reconciler import bundle, checkout, load, observe, searchpath
 from mlspec_reconciler.cluster import Cluster, Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
-from mlspec_reconciler.clusters.local.launch import write_json
-from mlspec_reconciler.reconcile import Wanted
+from mlspec_reconciler.state import Session, StateStore, Table
+from mlspec_reconciler.step import DesiredState
 
 HOME = ".mlspec"
-APPLIED = "applied.json"
+LOCAL = "local"
+"""Behind the revision of a working tree that differs from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A target that answers, and what is remembered about it."""
+
+    cluster: Cluster
+    state: StateStore
+    holder: str
+    """Names this folder among all that apply to the target."""
+
+    def session(self) -> Session:
+        """What is remembered, as of now."""
+        return Session.open(self.state, self.holder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +67,26 @@ class Workspace:
         """The local cluster of this folder."""
         return LocalCluster(self.home)
 
-    def cluster(self, wanted: Wanted) -> Cluster:
+    @property
+    def holder(self) -> str:
+        """Who applies from here."""
+        return f"{getpass.getuser()}@{socket.gethostname()}:{self.root}"
+
+    def reach(self, desired: DesiredState) -> Reached:
         """The cluster of a target: this machine, or a namespace. Raises `Unavailable` when it cannot be reached."""
-        kubernetes = wanted.target.kubernetes
+        kubernetes = desired.target.kubernetes
         if kubernetes is None:
-            return self.local
+            local = self.local
+            return Reached(local, local.state, self.holder)
         # Only here: the client costs a third of a second, which `validate` must not pay.
         from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 
-        return KubeCluster.open(kubernetes, wanted.project.name)
+        cluster = KubeCluster.open(kubernetes, desired.project.name)
+        return Reached(cluster, cluster.state, self.holder)
+
+    def session(self) -> Session:
+        """What is remembered in this folder."""
+        return Session.open(self.local.state, self.holder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +96,10 @@ class Opened:
     workspace: Workspace
     diagnostics: tuple[Diagnostic, ...]
     texts: Mapping[str, str]
-    wanted: Wanted | None = None
+    wanted: DesiredState | None = None
     target_name: str = ""
+    inside: tuple[str, ...] = ()
+    """Folders of the project, relative to its root, that Python searches on this machine."""
 
 
 def find(path: Path) -> Workspace:
@@ -86,24 +114,27 @@ def open_project(path: Path, target: str | None) -> Opened:
     loaded = load.load([workspace.root], root=workspace.root)
     if loaded.project is None:
         return Opened(workspace, tuple(loaded.diagnostics), loaded.texts)
-    project = dataclasses.replace(loaded.project, source=source(workspace.root))
+    project = loaded.project
     if not project.order:  # what is left of a broken checkout must not delete everything
         mark = Mark(str(path))
         hint = "mlspec init writes a working project; mlspec destroy removes what was applied"
         nothing = Diagnostic("error", "no-specs", "there is no resource of mlspec in these files", mark, hint)
         return Opened(workspace, (*loaded.diagnostics, nothing), loaded.texts)
-    code, code_problems = bundle.gather(project, workspace.root)
-    files, file_problems = observe.source_files(project, workspace.root)
-    problems = [*loaded.diagnostics, *code_problems, *file_problems]
     chosen = choose_target(project.settings, target)
+    around = searchpath.of_this_python(workspace.root)
+    here = isinstance(chosen, str) or chosen[1].kubernetes is None
+    code, code_problems = bundle.gather(project, workspace.root, around, here=here)
+    files, file_problems = observe.source_files(project, workspace.root)
+    used = {*_contents(loaded.texts, code), *(path for one in files.values() for path in one.paths)}
+    project = dataclasses.replace(project, source=checkout.source(workspace.root, used))
+    problems = [*loaded.diagnostics, *code_problems, *file_problems]
     if isinstance(chosen, str):
         problems.append(Diagnostic("error", "unknown-target", chosen, Mark(str(path)), "--target names it"))
     if isinstance(chosen, str) or any(one.severity == "error" for one in problems):
         return Opened(workspace, tuple(problems), loaded.texts)
     name, spec = chosen
-    return Opened(
-        workspace, tuple(problems), loaded.texts, Wanted(project, _placed(spec, workspace), code, files), name
-    )
+    wanted = DesiredState(project, _placed(spec, workspace), code, files)
+    return Opened(workspace, tuple(problems), loaded.texts, wanted, name, around.inside)
 
 
 def _placed(target: Target, workspace: Workspace) -> Target:
@@ -113,8 +144,8 @@ def _placed(target: Target, workspace: Workspace) -> Target:
     return target.model_copy(update={"tracking": f"sqlite:///{workspace.home / 'mlflow.db'}"})
 
 
-def stage(opened: Opened, cluster: Cluster) -> str:
-    """Keep a copy of the specs and the code as the revision that was applied to the target; returns its digest.
+def stage(opened: Opened, cluster: Cluster) -> DesiredState:
+    """Keep a copy of the specs and the code as the revision that is applied to the target; returns it with its record.
 
     From here on the controller works on this copy. Raises `Unavailable` when code that pods will pull cannot be put where
     they look.
@@ -129,75 +160,83 @@ def stage(opened: Opened, cluster: Cluster) -> str:
         from mlspec_reconciler.upload import upload
 
         upload(str(wanted.target.storage), large)
-    contents = {name: text.encode() for name, text in opened.texts.items()}
-    for key, one in wanted.code.items():
-        folder = key.split("|", 1)[0]
-        contents |= {os.path.normpath(f"{folder}/{name}"): content for name, content in one.files.items()}
+    contents = _contents(opened.texts, wanted.code)
     hasher = hashlib.sha256(opened.target_name.encode())
     for name, content in sorted(contents.items()):
         hasher.update(f"\0{name}\0{len(content)}\0".encode() + content)
     revision = hasher.hexdigest()[:16]
     bundle.write_folder(workspace.home / "revisions" / revision, contents)
-    write_json(
-        workspace.home / _applied_name(opened.target_name, wanted.target),
-        {
-            "cluster": cluster.identity,
-            "revision": revision,
-            "project": wanted.project.name,
-            "target": opened.target_name,
-            "commit": commit(workspace.root),
-            "source": dict(wanted.project.source),
-            "files": {name: {"digest": one.digest, "paths": one.paths} for name, one in wanted.files.items()},
+    record: dict[str, Any] = {
+        "kind": wanted.target.choice,
+        "cluster": cluster.identity,
+        "revision": revision,
+        "project": wanted.project.name,
+        "target": opened.target_name,
+        "commit": checkout.commit(workspace.root),
+        "inside": list(opened.inside),
+        "source": dict(wanted.project.source),
+        "files": {
+            name: {"digest": one.digest, "paths": list(one.paths), "versioned": one.versioned}
+            for name, one in wanted.files.items()
         },
-    )
-    return revision
+    }
+    if (before := applied(workspace, opened.target_name)) is not None:
+        record["at"] = before["at"] if {**before, "at": 0} == {**record, "at": 0} else time.time()
+    else:
+        record["at"] = time.time()
+    if wanted.target.kubernetes is not None:  # the target remembers it too, for everybody
+        workspace.session().put([(Table.APPLIED, opened.target_name, record)])
+    return dataclasses.replace(wanted, record=record)
 
 
-def _applied_name(name: str, target: Target) -> str:
-    return APPLIED if target.kubernetes is None else f"applied-{name}.json"
+def _contents(texts: Mapping[str, str], code: Mapping[str, bundle.Bundle]) -> dict[str, bytes]:
+    """The specs and the code, by path in the project."""
+    contents = {name: bundle.normal(text.encode()) for name, text in texts.items()}
+    for key, one in code.items():
+        folder = key.split("|", 1)[0]
+        contents |= {
+            one.elsewhere.get(name) or os.path.normpath(f"{folder}/{name}"): content
+            for name, content in one.files.items()
+        }
+    return contents
 
 
 def applied(workspace: Workspace, target: str | None = None) -> Mapping[str, Any] | None:
-    """What was applied last (to this target): revision, target, cluster, commit, pinned source files."""
-    paths = sorted(workspace.home.glob("applied*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    documents = (_document(path) for path in paths)
-    return next((one for one in documents if target is None or one["target"] == target), None)
+    """What was applied last from this folder (to this target): revision, target, cluster, commit, pinned source files."""
+    records = workspace.session().rows(Table.APPLIED).values()
+    found = [one for one in records if target is None or one["target"] == target]
+    return max(found, key=lambda one: float(one["at"]), default=None)
 
 
 def applied_here(workspace: Workspace) -> Mapping[str, Any] | None:
     """What was applied last to this machine."""
-    path = workspace.home / APPLIED
-    return _document(path) if path.exists() else None
+    records = workspace.session().rows(Table.APPLIED).values()
+    return max(
+        (one for one in records if one["kind"] == LOCAL), key=lambda one: float(one["at"]), default=None
+    )
 
 
 def forget(workspace: Workspace, target: str) -> None:
     """Nothing is applied to this target any more."""
-    for path in workspace.home.glob("applied*.json"):
-        if _document(path)["target"] == target:
-            path.unlink()
+    workspace.session().put([(Table.APPLIED, target, None)])
 
 
-def _document(path: Path) -> Mapping[str, Any]:
-    try:
-        document: Mapping[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Unavailable(f"{path} is damaged ({error}); mlspec apply writes it again") from None
-    return document
-
-
-def open_applied(workspace: Workspace, document: Mapping[str, Any]) -> Wanted | None:
+def open_applied(workspace: Workspace, document: Mapping[str, Any]) -> DesiredState | None:
     """The revision of a document from `applied`; None when it cannot be read any more."""
     root = workspace.home / "revisions" / document["revision"]
     loaded = load.load([root], root=root)
     if loaded.project is None:
         return None
     project = dataclasses.replace(loaded.project, name=document["project"], source=document.get("source", {}))
-    code, _ = bundle.gather(project, root)
-    files = {name: Files(one["digest"], tuple(one["paths"])) for name, one in document["files"].items()}
+    code, _ = bundle.gather(project, root, searchpath.SearchPath(tuple(document.get("inside", ()))))
+    files = {
+        name: Files(one["digest"], tuple(one["paths"]), one["versioned"])
+        for name, one in document["files"].items()
+    }
     chosen = choose_target(project.settings, document["target"])
     if isinstance(chosen, str):
         return None
-    return Wanted(project, _placed(chosen[1], workspace), code, files)
+    return DesiredState(project, _placed(chosen[1], workspace), code, files, document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +245,14 @@ class Connected:
 
     workspace: Workspace
     target_name: str
-    wanted: Wanted
-    cluster: Cluster
+    wanted: DesiredState
+    reached: Reached
     commit: str = ""
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster of the target."""
+        return self.reached.cluster
 
 
 def connect(path: Path, target: str | None) -> Connected | None:
@@ -219,40 +263,12 @@ def connect(path: Path, target: str | None) -> Connected | None:
     if document is not None:
         wanted = open_applied(place, document)
         if wanted is None:
-            return None
-        return Connected(
-            place, document["target"], wanted, place.cluster(wanted), document.get("commit") or ""
-        )
+            raise Unavailable(
+                f"the applied revision {document['revision']} in {place.home / 'revisions'} cannot be read any more; "
+                "mlspec apply writes it again"
+            )
+        return Connected(place, document["target"], wanted, place.reach(wanted), document.get("commit") or "")
     opened = open_project(path, target)
     if opened.wanted is None or opened.wanted.target.kubernetes is None:
         return None
-    return Connected(place, opened.target_name, opened.wanted, place.cluster(opened.wanted))
-
-
-def commit(root: Path) -> str:
-    """`4f2c1d0 "Retrain weekly"` of the repository around `root`; empty outside of git."""
-    words = _git(root, "log", "-1", "--format=%h %s").split(" ", 1)
-    return f'{words[0]} "{words[1]}"' if len(words) == 2 else ""
-
-
-def source(root: Path) -> dict[str, str]:
-    """`revision` and `repository` of the specs in `root`, without the credentials that an address may hold; a tree with
-    edits is `REVISION-edited`."""
-    revision = _git(root, "rev-parse", "HEAD")
-    if not revision:
-        return {}
-    edited = "-edited" if _git(root, "status", "--porcelain", "--", ".") else ""
-    found = {"revision": f"{revision}{edited}"}
-    if address := re.sub(r"//[^/@]*@", "//", _git(root, "remote", "get-url", "origin")):
-        found["repository"] = address
-    return found
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return Connected(place, opened.target_name, opened.wanted, place.reach(opened.wanted))

@@ -164,7 +164,11 @@ def _fault(error: BaseException, folder: Path) -> TaskError:
         )
     print(described, end="", file=sys.stderr, flush=True)
 
-    own = [frame for frame in theirs if not Path(frame.filename).is_absolute()]
+    own = [
+        one
+        for one in theirs
+        if not Path(one.filename).is_absolute() and not one.filename.startswith("<frozen")
+    ]
     place = f"{(own or theirs)[-1].filename}:{(own or theirs)[-1].lineno}: " if theirs else ""
     if isinstance(error, SyntaxError) and error.filename:
         file = (

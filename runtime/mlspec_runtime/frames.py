@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
-from mlspec.kinds.training_job import DataUse
+from mlspec.ranges import DataUse
 from mlspec.resource import moment, seconds
 from mlspec_runtime import duck
 from mlspec_runtime.dataset.columns import name_of

@@ -21,7 +21,7 @@ import cloudpickle
 import numpy as np
 import pandas as pd
 
-from mlspec_runtime import code, flavour
+from mlspec_runtime import code, environment, flavour
 from mlspec_runtime.frames import LABEL
 from mlspec_runtime.model import Field, InputError, Layout, Manifest, bind, datatype
 from mlspec_runtime.task import TaskError
@@ -170,15 +170,17 @@ def frozen(estimator: Any, bundle: Path) -> list[str]:
         "pandas",
         "cloudpickle",
     }
-    for module in code.local_modules(bundle):
-        tree = ast.parse(Path(str(module.__file__)).read_text())
+    local = code.local_modules(bundle)
+    for module in local:
+        tree = ast.parse(Path(str(module.__file__)).read_bytes())  # in the encoding that the file names
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
-    known = importlib.metadata.packages_distributions()
-    names = {name for module in modules - sys.stdlib_module_names for name in known.get(module, [])[:1]}
+    known = environment.distributions()
+    modules -= {*sys.stdlib_module_names, *(module.__name__.partition(".")[0] for module in local)}
+    names = {name for module in modules for name in known.get(module, [])[:1]}
     return sorted(f"{name}=={importlib.metadata.version(name)}" for name in names)
 
 

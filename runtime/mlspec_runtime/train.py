@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlspec.kinds.training_job import TrainingJobSpec
-from mlspec_runtime import code, metrics, model, save, tracking
+from mlspec_runtime import code, environment, metrics, model, save, tracking
 from mlspec_runtime.frames import LABEL
 from mlspec_runtime.model import Array, Model
 from mlspec_runtime.monitor import reference
@@ -144,6 +144,7 @@ def _attempt(
         _reference(loaded, training, rows, predicted, values, folder / "reference.json")
     else:
         _check_gates(task.get("gates") or [], values, {})
+    write_json(folder / environment.RECORD, environment.record())
     for name, value in values.items():
         other = (baseline or {}).get("metrics") or {}
         print(f"{name} {value:.6g}" + (f" (baseline {other[name]:.6g})" if name in other else ""), flush=True)

@@ -7,7 +7,7 @@ be trusted and a crash can be repeated. What depends on a run that has not finis
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from mlspec.engine import Engine, Gateway, Reading, Settings
@@ -15,12 +15,14 @@ from mlspec.engines import account, argo, deployment, job, kueue, local, pod
 from mlspec.kind import Context, Lowered
 from mlspec.kind_table import KINDS
 from mlspec.kinds.project import ProjectSpec, Target
+from mlspec.kinds.resource_pool import Resources
 from mlspec.manifest import Manifest, Origin
 from mlspec.project import Project
+from mlspec.resource import Resource
 from mlspec.workload import Facts, Pool, Record, Run, Schedule, Service, Step, Workload, code_path
 
 LOCAL: Mapping[type, Mapping[str, Engine]] = {
-    Run: dict.fromkeys(("workflow", "job", *local.DISTRIBUTED), local.ENGINE),
+    Run: dict.fromkeys(("workflow", "job"), local.ENGINE),
     Service: {"": local.ENGINE},
     Schedule: {"": local.ENGINE},
     Record: {"": local.ENGINE},
@@ -102,31 +104,54 @@ def compile(project: Project, target: Target, facts: Facts) -> Compiled:
     lowered: dict[tuple[str, str], Lowered] = {}
     manifests: list[Manifest] = []
     unsupported: dict[str, str] = {}
-    context = Context(project.catalog, facts, lowered)
+    context = Context(project.catalog, facts, lowered, _users(project))
+
+    def refuse(resource: str, words: str) -> None:
+        known = unsupported.get(resource, "")
+        unsupported[resource] = f"{known}; {words}" if known and words not in known else words
+
     for resource in project.order:
         result = KINDS[resource.kind].lower(resource, context)
         lowered[resource.kind, resource.name] = result
         if result.unsupported:
-            unsupported[resource.id] = result.unsupported
+            refuse(resource.id, result.unsupported)
+        resources = getattr(resource.spec, "resources", None)
+        if isinstance(resources, Resources) and resources.gpu_share is not None:
+            refuse(resource.id, pod.NO_SHARES)
         if target.kubernetes is not None and resource.id in facts.files:
             unsupported[resource.id] = ON_THIS_MACHINE
             continue
         if result.engine:
             probe = Run("probe", (Step("probe", "probe", {}),), "probe", engine=result.engine)
             if isinstance(made := lower(probe, target, chosen, Origin(resource.id, resource.mark)), str):
-                unsupported[resource.id] = made
+                refuse(resource.id, made)
         for workload in result.workloads:
             made = lower(workload, target, chosen, Origin(resource.id, resource.mark))
             if isinstance(made, str):
-                unsupported[resource.id] = made
+                refuse(resource.id, made)
             else:
-                manifests.extend(made)
+                after = workload.after if isinstance(workload, Run) else ""
+                manifests.extend(replace(one, after=after) if after and one.title else one for one in made)
     pools = [one for result in lowered.values() for one in result.workloads if isinstance(one, Pool)]
     return Compiled(
         {f"{kind}/{name}": one for (kind, name), one in lowered.items()},
         (*_common(project, target, chosen, pools), *manifests),
         unsupported,
     )
+
+
+def _users(project: Project) -> Mapping[tuple[str, str], tuple[Resource, ...]]:
+    """Who refers to whom, the other way round."""
+    found: dict[tuple[str, str], list[Resource]] = {}
+    for resource in project.order:
+        for reference in KINDS[resource.kind].references(resource.spec):
+            target = project.catalog.find(reference.kinds, reference.name)
+            if target is None:
+                continue
+            users = found.setdefault((target.kind, target.name), [])
+            if not users or users[-1] is not resource:
+                users.append(resource)
+    return {key: tuple(users) for key, users in found.items()}
 
 
 def _common(project: Project, target: Target, settings: Settings, pools: Sequence[Pool]) -> list[Manifest]:

@@ -1,9 +1,10 @@
 """SQL row expressions: which SQL a spec may contain, and which columns an expression reads.
 
-`mlspec validate` calls `parse` on every `Sql` field; the runtime evaluates the normalised text (`Expression.sql`) on DuckDB and
-never the text that a person typed. What is allowed is the table below: values of one row, deterministic, nothing of the
-machine. SQLGlot parses and prints; it does not decide what an expression means. Importing this module costs about 0.3 s
-of CPU (SQLGlot), so import it only where there are expressions.
+`mlspec validate` calls `parse` on every `Sql` field. What a person typed (comments, line breaks, a semicolon at the end) goes
+no further than that: linking puts `Expression.normal` into the specs, so it is what identities and task documents hold,
+and the runtime parses that again and gives `Expression.sql` to DuckDB. What is allowed is the table below: values of one
+row, deterministic, nothing of the machine. SQLGlot parses and prints; it does not decide what an expression means.
+Importing this module costs about 0.3 s of CPU (SQLGlot), so import it only where there are expressions.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import ParseError, TokenError
+
+from mlspec.resource import SQL_LENGTH
 
 MAX_TOKENS = 1500
 MAX_DEPTH = 120
@@ -23,11 +27,15 @@ MAX_DEPTH = 120
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One row expression. If `problem` is set, `sql` is empty and `offset` is the character where the problem stands."""
+    """One row expression. If `problem` is set, `sql` and `normal` are empty and `offset` is the character where it stands."""
 
     text: str
     columns: frozenset[str]
     sql: str
+    """What DuckDB evaluates: without comments, every name in quotes."""
+    normal: str = ""
+    """What a person typed, without comments, line breaks and a semicolon at the end. Not printed from the tree, so that a newer
+    parser does not change the identity of a run."""
     problem: str | None = None
     offset: int = 0
     hint: str = ""
@@ -153,7 +161,8 @@ class _Refused(Exception):
 
 
 def _bad(text: str, problem: str, offset: int, hint: str) -> Expression:
-    return Expression(text, frozenset(), "", problem, max(0, min(offset, max(len(text) - 1, 0))), hint)
+    place = max(0, min(offset, max(len(text) - 1, 0)))
+    return Expression(text, frozenset(), "", problem=problem, offset=place, hint=hint)
 
 
 def _parse(text: str) -> Expression:
@@ -179,11 +188,35 @@ def _parse(text: str) -> Expression:
         _print(_tree(sql)) != sql
     ):  # it repairs some texts, such as a lone @; what is run must be what was read
         raise _Refused("not a SQL expression", 0)
-    return Expression(text, frozenset(columns), sql, tree=tree)
+    normal = _plain(text)
+    if normal != text and not _means(normal, sql):
+        normal = sql
+    if len(normal) > SQL_LENGTH:
+        raise _Refused(f"the expression is too long; at most {SQL_LENGTH} characters are read", 0)
+    return Expression(text, frozenset(columns), sql, normal, tree=tree)
+
+
+def _plain(text: str) -> str:
+    """The words of a text, with one space where they stand apart."""
+    words: list[str] = []
+    end = 0
+    for token in _tokens(text):
+        words += [" "] if words and token.start > end else []
+        words.append(text[token.start : token.end + 1])
+        end = token.end + 1
+    return "".join(words)
 
 
 def _print(tree: exp.Expr) -> str:
     return tree.sql(dialect="duckdb", identify=True, comments=False)
+
+
+def _means(text: str, sql: str) -> bool:
+    """Whether a text is read as the expression that prints as `sql`."""
+    try:
+        return _print(_tree(text)) == sql
+    except _Refused:
+        return False
 
 
 def _tree(text: str) -> exp.Expr:
@@ -191,7 +224,7 @@ def _tree(text: str) -> exp.Expr:
     logger = logging.getLogger("sqlglot")
     quiet, logger.disabled = logger.disabled, True  # it warns about statements, which are refused below
     try:
-        tokens = DuckDB().tokenize(text)
+        tokens = _tokens(text)
         if len(tokens) > MAX_TOKENS:
             raise _Refused(f"the expression has {len(tokens)} tokens; at most {MAX_TOKENS} are read", 0)
         depth = 0
@@ -213,6 +246,14 @@ def _tree(text: str) -> exp.Expr:
     if len(trees) != 1 or trees[0] is None:
         raise _Refused("the expression is empty", 0)
     return trees[0]
+
+
+def _tokens(text: str) -> list[Any]:
+    """The tokens without comments, and without the semicolon that closes what was copied from a SQL prompt."""
+    tokens = DuckDB().tokenize(text)
+    while tokens and tokens[-1].token_type.name == "SEMICOLON":
+        tokens.pop()
+    return tokens
 
 
 def _syntax(text: str, error: ParseError) -> tuple[str, int]:

@@ -27,6 +27,7 @@ _NAMED: tuple[tuple[Any, str], ...] = (
     (resource.Name, "a name"),
     (resource.Identifier, "an identifier"),
     (resource.Duration, "a duration"),
+    (resource.Interval, "a duration"),
     (resource.Quantity, "a quantity"),
     (resource.Moment, "a time"),
     (resource.Share, "a share"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlspec.diagnostics import Problem
+from mlspec.lifecycle import Request, State
 from mlspec.resource import Base, Path, Ref, Resource
 from mlspec.workload import JSON, Facts, Workload
 
@@ -26,6 +27,11 @@ class Catalog:
             if found := self.resources.get((kind, name)):
                 return found
         return None
+
+    def __contains__(self, resource: object) -> bool:
+        """Whether there is a resource with this id (`Kind/name`)."""
+        kind, _, name = str(resource).partition("/")
+        return (kind, name) in self.resources
 
     def names(self, kinds: str | tuple[str, ...]) -> list[str]:
         """Names of all resources of these kinds, sorted."""
@@ -55,10 +61,25 @@ class Lowered:
     """Why no target can run it yet."""
     note: str = ""
     """One sentence for `status`."""
+    warning: str = ""
+    """What somebody should know, although everything is as git says."""
     because: str = ""
     """Who asked for the run when it was not a change of the specs."""
     engine: str = ""
     """Engine of the runs to come, so that a target that lacks it says so before they are known."""
+    recipe: str = ""
+    """Digest of what git alone says about it: the `S` of a job."""
+    life: State | None = None
+    """Of a TrainingJob: where its model stands."""
+    asks: tuple[Request, ...] = ()
+    """Requests that it makes by itself, to be remembered."""
+    steady: bool = False
+    """New inputs alone do not make it run."""
+    reading: float | None = None
+    """While its source is read anew, when that was asked for (wall clock, seconds), 0 while features are computed from what was
+    read; the output is that of the reading before."""
+    data: str = ""
+    """Which range of data what serves was trained on, who decided it and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +89,12 @@ class Context:
     catalog: Catalog
     facts: Facts
     lowered: Mapping[tuple[str, str], Lowered]
+    used_by: Mapping[tuple[str, str], tuple[Resource, ...]] = field(default_factory=dict)
+    """(kind, name) -> the resources that refer to it."""
+
+    def users(self, kind: str, name: str, of: str) -> list[Resource]:
+        """The resources of kind `of` that refer to a resource."""
+        return [one for one in self.used_by.get((kind, name), ()) if one.kind == of]
 
     def of(self, kinds: str | tuple[str, ...], name: str) -> Lowered:
         """What the resource that a reference names has become."""
@@ -78,10 +105,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class CodeUse:
-    """A function that a spec names in place: its entry and further files, relative to the folder of the spec."""
+    """A function that a spec names in place: its entry and further files, relative to the folder of the spec, and the
+    packages that are installed for it."""
 
     entry: str
     include: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

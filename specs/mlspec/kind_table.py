@@ -107,6 +107,7 @@ KINDS: dict[str, Kind] = {
     ),
     "Receiver": Kind(
         receiver.ReceiverSpec,
+        check=receiver.check,
         lower=receiver.lower,
     ),
 }

@@ -62,6 +62,8 @@ class Manifest:
     """What a person calls it when it is a run (`train late-arrival`); only runs have a title."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """What the name of a run is made of: digests by part."""
+    after: str = ""
+    """The failed run in whose place a person may have this one made."""
 
     @property
     def key(self) -> Key:

@@ -417,6 +417,13 @@ def _say(details: ErrorDetails, type_: Any, value: Any, path: Path) -> Problem:
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than" as bound:
             limit = f"{_BOUNDS[bound]} {next(iter(context.values())):g}"
             return Problem("out-of-range", f"{value} is not allowed; it must be {limit}", path)
+        case "empty_range":
+            return Problem(
+                "empty-range",
+                f"{value} is no time at all; it must be greater than zero",
+                path,
+                details["msg"],
+            )
         case "duration" | "quantity" | "time" | "share" as code:
             return Problem(
                 f"invalid-{code}",

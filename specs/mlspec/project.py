@@ -1,17 +1,17 @@
 """Texts become one linked project, or every diagnostic of all files: the step that `mlspec validate` stops after.
 
 `mlspec_reconciler.load` finds the files and calls `build`. Linking resolves references by name, runs the checks of the kinds,
-and orders resources so that each comes after what it refers to.
+puts SQL into its normal form, and orders resources so that each comes after what it refers to.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from typing import cast
+from typing import Any, cast
 
 from mlspec import rules, source
 from mlspec.diagnostics import Diagnostic, Mark, Problem, did_you_mean, listed
@@ -21,7 +21,7 @@ from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.project import ProjectSpec
 from mlspec.manifest import digest
 from mlspec.parse import is_ours, parse
-from mlspec.resource import Path, Ref, Resource
+from mlspec.resource import Path, Ref, Resource, replaced
 from mlspec.source import Document
 from mlspec.sql import Analyse, analyse
 
@@ -44,8 +44,14 @@ class Project:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digest of each resource's document by resource id; comments and the order of keys do not count."""
-        return {id_: digest(document.data) for id_, document in self.documents.items()}
+        """Digest of each resource's document by resource id; comments (of SQL too) and the order of keys do not count."""
+        return {one.id: digest(self._normal(one)) for one in self.catalog.resources.values()}
+
+    def _normal(self, resource: Resource) -> Any:
+        data = self.documents[resource.id].data
+        for use in KINDS[resource.kind].expressions(resource.spec, self.catalog):
+            data = replaced(data, use.path, use.text)
+        return data
 
     def locate(self, resource: Resource, path: Path = (), on_key: bool = False) -> Mark:
         """The place of a field of a resource in its file; `path` starts at the root: `("spec", "function")`."""
@@ -156,11 +162,14 @@ def _link(
         for target in one.spec.targets.values()
     )
     for resource in resources:
+        found += _check_expressions(resource, documents[resource.kind, resource.name], catalog, sql)
+    resources = [_normalised(one, catalog, sql) for one in resources]
+    catalog = Catalog({(one.kind, one.name): one for one in resources})
+    for resource in resources:
         id_ = (resource.kind, resource.name)
         problems, edges[id_] = _resolve(resource, catalog, declared)
         problems += KINDS[resource.kind].check(resource, catalog)
         problems += rules.name_length(resource, on_kubernetes)
-        found += _check_expressions(resource, documents[id_], catalog, sql)
         found += (source.place(documents[id_], problem) for problem in problems)
     found += (source.place(documents[id_], problem) for id_, problem in _one_project(resources))
     ordered, cycle = topological({id_: [target for target, _ in targets] for id_, targets in edges.items()})
@@ -223,6 +232,16 @@ def _check_expressions(
                 word = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", use.text, re.IGNORECASE)
                 mark = source.locate_in(document, use.path, word.start() if word else 0, len(column))
                 yield Diagnostic(problem.severity, problem.code, problem.message, mark, problem.hint)
+
+
+def _normalised(resource: Resource, catalog: Catalog, sql: Analyse) -> Resource:
+    """The resource with its SQL as it is read, without comments: what identities and tasks are made of."""
+    spec = resource.spec
+    for use in KINDS[resource.kind].expressions(spec, catalog):
+        fact = sql(use.text)
+        if fact.problem is None and fact.normal != use.text:
+            spec = replaced(spec, use.path[1:], fact.normal)
+    return resource if spec is resource.spec else replace(resource, spec=spec)
 
 
 def _one_project(resources: Iterable[Resource]) -> Iterator[tuple[Id, Problem]]:

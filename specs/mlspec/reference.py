@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mlspec import API_VERSION, explain, fields, source
+from mlspec.gates import METRICS
 from mlspec.kind_table import KINDS
-from mlspec.kinds.training_job import METRICS
 from mlspec.resource import Base, OneOf
 from mlspec.schema import model_doc
 

@@ -21,8 +21,10 @@ Path = tuple[str | int, ...]
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 IDENTIFIER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_DURATION = re.compile(r"^(\d+)(ms|s|m|h|d|w)$")
+_DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d|w)")
 _DURATION_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+LONGEST = 36_500 * 86_400.0
+"""The longest duration in seconds: a hundred years, with which every calendar and every counter of microseconds can do."""
 _QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
 _QUANTITY_FACTOR = {
     "m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
@@ -73,7 +75,7 @@ class OneOf(Base):
 
 def seconds(duration: str) -> float:
     """Seconds of a duration such as `30s`, `5m`, `3h`, `90d`; ValueError for anything else."""
-    match = _DURATION.match(duration)
+    match = _DURATION.fullmatch(duration)
     if match is None:
         raise ValueError(f"not a duration: {duration!r}")
     return int(match[1]) * _DURATION_SECONDS[match[2]]
@@ -94,10 +96,18 @@ def moment(text: str) -> datetime:
 
 
 def _duration(value: str) -> str:
-    if not _DURATION.match(value):
+    if not _DURATION.fullmatch(value):
         raise PydanticCustomError(
             "duration", 'a duration is a whole number and a unit, such as "30s", "5m", "3h", "90d"'
         )
+    if seconds(value) > LONGEST:
+        raise PydanticCustomError("duration", "the longest duration is a hundred years, 36500d")
+    return value
+
+
+def _interval(value: str) -> str:
+    if seconds(_duration(value)) == 0:
+        raise PydanticCustomError("empty_range", 'such as "30s", "5m", "1d"')
     return value
 
 
@@ -134,13 +144,34 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
 Identifier = Annotated[str, Field(pattern=IDENTIFIER_PATTERN, max_length=128)]
 """A column, feature, metric or parameter name."""
 Duration = Annotated[str, AfterValidator(_duration)]
+Interval = Annotated[str, AfterValidator(_interval)]
+"""A duration greater than zero: a window, a timeout, the time between two starts."""
 Quantity = Annotated[str, BeforeValidator(_quantity)]
 Moment = Annotated[str, AfterValidator(_moment)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
-Sql = Annotated[str, Field(min_length=1, max_length=4000)]
+SQL_LENGTH = 4000
+"""Characters of a SQL expression, as typed and as normalised."""
+Sql = Annotated[str, Field(min_length=1, max_length=SQL_LENGTH)]
 """A SQL row expression; `mlspec.expressions` says which SQL is allowed."""
 CodeRef = Annotated[str, Field(pattern=r"^([\w./-]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*$")]
 """`file.py:function`, relative to the file of the spec, or `package.module:function`."""
+
+
+def replaced(value: Any, path: Path, leaf: Any) -> Any:
+    """A spec, or plain data, with another value at `path`; names of fields as in YAML. Nothing is validated."""
+    if not path:
+        return leaf
+    first, rest = path[0], path[1:]
+    match value:
+        case Base():
+            fields = type(value).model_fields
+            name = next(name for name, one in fields.items() if first in (name, one.alias))
+            return value.model_copy(update={name: replaced(getattr(value, name), rest, leaf)})
+        case Mapping():
+            return {**value, first: replaced(value[first], rest, leaf)}
+        case _:
+            assert isinstance(first, int)
+            return [*value[:first], replaced(value[first], rest, leaf), *value[first + 1 :]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mlspec.diagnostics import Problem, did_you_mean, listed
-from mlspec.resource import Path, Resource
+from mlspec.resource import Path, Resource, seconds
 
 # Images
 
@@ -41,11 +41,21 @@ _CRON = (
     ("month", 1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
     ("day of the week", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
 )
-_CRON_PART = re.compile(r"(?:\*|(\w+)(?:-(\w+))?)(?:/(\d+))?")
+_CRON_PART = re.compile(r"(?:\*|(\w{1,3})(?:-(\w{1,3}))?)(?:/(\d{1,3}))?", re.ASCII)
+_LAST_DAY = {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}
+SHORTEST = 1.0
+"""Seconds between two starts of anything, at least."""
+
+
+def interval(text: str, path: Path) -> Iterator[Problem]:
+    """The time between two starts. What takes longer than that is started once for all the starts that it missed."""
+    if seconds(text) < SHORTEST:
+        message = f"{text} is too often; nothing is started more than once a second"
+        yield Problem("too-often", message, path, "write 1s or more")
 
 
 def cron(text: str, path: Path) -> Iterator[Problem]:
-    """A five-field cron expression."""
+    """A five-field cron expression that comes at all."""
     words = text.split()
     hint = 'minute, hour, day, month, weekday: "30 3 * * 1" is Monday 03:30 UTC'
     if len(words) != 5:
@@ -53,21 +63,45 @@ def cron(text: str, path: Path) -> Iterator[Problem]:
             "invalid-cron", f'"{text}" has {len(words)} fields; a cron expression has five', path, hint
         )
         return
+    values: list[set[int]] = []
     for word, (name, low, high, names) in zip(words, _CRON, strict=True):
-        if not all(_cron_part(part, low, high, names) for part in word.split(",")):
-            yield Problem("invalid-cron", f'"{word}" does not fit the {name} ({low} to {high})', path, hint)
+        found = _cron_values(word, low, high, names)
+        if isinstance(found, str):
+            yield Problem(
+                "invalid-cron", found or f'"{word}" does not fit the {name} ({low} to {high})', path, hint
+            )
+        else:
+            values.append(found)
+    # Where days of the month and of the week are both given, either is enough.
+    if (
+        len(values) == 5
+        and words[4] == "*"
+        and min(values[2]) > max(_LAST_DAY.get(one, 31) for one in values[3])
+    ):
+        message = f'"{text}" never comes: there is no day {words[2]} in month {words[3]}'
+        yield Problem("never-due", message, path, "every month has the days 1 to 28")
 
 
-def _cron_part(part: str, low: int, high: int, names: tuple[str, ...]) -> bool:
-    match = _CRON_PART.fullmatch(part.lower())
-    if match is None or match[3] == "0":
-        return False
-    bounds = [
-        names.index(word) + low if word in names else int(word) if word.isdecimal() else -1
-        for word in match.group(1, 2)
-        if word
-    ]
-    return all(low <= bound <= high for bound in bounds) and bounds == sorted(bounds)
+def _cron_values(word: str, low: int, high: int, names: tuple[str, ...]) -> set[int] | str:
+    """The values that one field stands for, or what is wrong with it ("": a value that does not fit)."""
+    values: set[int] = set()
+    for part in word.lower().split(","):
+        match = _CRON_PART.fullmatch(part)
+        if match is None:
+            return ""
+        first, last, step = match.groups()
+        start = low if first is None else _cron_value(first, low, names)
+        end = _cron_value(last, low, names) if last else start if first and not step else high
+        if not low <= start <= end <= high or (step and not int(step)):
+            return ""
+        if last and start == end:  # croniter takes it for the whole field
+            return f'"{part}" is a range of one value; write {first}'
+        values.update(range(start, end + 1, int(step or 1)))
+    return values
+
+
+def _cron_value(word: str, low: int, names: tuple[str, ...]) -> int:
+    return names.index(word) + low if word in names else int(word) if word.isdecimal() else -1
 
 
 def timezone(name: str, path: Path) -> Iterator[Problem]:

@@ -19,9 +19,9 @@ from mlspec import API_VERSION, fields, rules
 from mlspec.kind_table import KINDS
 from mlspec.kinds.dataset import Time
 from mlspec.kinds.model import ModelSpec
+from mlspec.kinds.resource_pool import Resources
 from mlspec.kinds.serving_graph import Scale
-from mlspec.kinds.training_job import Resources
-from mlspec.resource import NAME_PATTERN, Base, Duration, Moment, OneOf, Quantity, Share
+from mlspec.resource import NAME_PATTERN, Base, Duration, Interval, Moment, OneOf, Quantity, Share
 from mlspec.source import yaml_text
 
 Form = Literal["json", "crd"]
@@ -32,6 +32,7 @@ _OPEN: Schema = {"x-kubernetes-preserve-unknown-fields": True}
 _SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _SPECIAL: tuple[tuple[Any, Schema, Schema], ...] = (
     (Duration, {"type": "string", "pattern": r"^\d+(ms|s|m|h|d|w)$"}, {"type": "string", "pattern": r"^\d+(ms|s|m|h|d|w)$"}),
+    (Interval, {"type": "string", "pattern": r"^0*[1-9]\d*(ms|s|m|h|d|w)$"}, {"type": "string", "pattern": r"^0*[1-9]\d*(ms|s|m|h|d|w)$"}),
     (
         Quantity,
         {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}]},

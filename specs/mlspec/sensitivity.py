@@ -1,4 +1,4 @@
-"""What a monitoring policy will see and how often it will cry wolf, before it runs.
+"""What a monitoring policy will detect and how many false alerts it will raise, before it runs.
 
 `plan` prints this beside a MonitoringPolicy; `mlspec_runtime.monitor` judges windows at the same `level`. The formulas
 are normal approximations of the tests in `mlspec_runtime/monitor/counts.py`, and a test holds them to simulations.
@@ -34,11 +34,12 @@ class Sensitivity:
 
     @property
     def sentence(self) -> str:
-        """`0.4 false alerts expected in 90d, sees a shift of 0.11 sigma`."""
+        """`0.4 false alerts expected in 90d, detects shifts of 0.11 standard deviations or more`."""
         if self.smallest_visible_shift_sigma is None:
             return "too few rows in a window to judge drift"
         alerts = f"{self.false_alerts_expected:.1f} false alerts expected in {self.per}"
-        return f"{alerts}, sees a shift of {self.smallest_visible_shift_sigma:.2f} sigma"
+        shift = f"{self.smallest_visible_shift_sigma:.2f} standard deviations"
+        return f"{alerts}, detects shifts of {shift} or more"
 
 
 def level(policy: MonitoringPolicySpec) -> float:

@@ -6,13 +6,15 @@ Kinds make workloads, engines lower them. So a new kind works on every engine an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
+from mlspec.lifecycle import JSON as JSON
+from mlspec.lifecycle import Memory, Request
+from mlspec.lifecycle import Phase as Phase
 from mlspec.manifest import digest
-
-JSON = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,24 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What a run was made for: remembered with it, because git says something else later."""
+
+    resource: str = ""
+    """Resource id."""
+    made_for: str = ""
+    """`S` of the job (digest of the recipe, for a dataset) that asked for it."""
+    request: str = ""
+    """Id of the request; empty for git's own run."""
+    data: str = ""
+    """Which range of data it reads, who decided it and why, in one sentence; empty where there are no dates."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the inputs that it reads."""
+    record: JSON = field(default_factory=dict)
+    """What serving needs of it beside its result: definitions of its views, requirements."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Runs to completion, once. `name` ends in the hash of everything that can change the result."""
 
@@ -59,6 +79,9 @@ class Run:
     those of the run before to say why it runs."""
     engine: str = "workflow"
     """Which runtime the user asked for, as in `TrainingJob.spec.engine`."""
+    made: Made = Made()
+    after: str = ""
+    """The run with the same purpose that has failed: this one is made only when a person retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +127,6 @@ class Pool:
 
 
 Workload = Run | Service | Schedule | Record | Pool
-Phase = Literal["pending", "running", "succeeded", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +136,10 @@ class RunFact:
     phase: Phase
     results: Mapping[str, JSON] = field(default_factory=dict)
     message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """A request to act, made by a monitoring policy or a schedule, with an id that never changes."""
-
-    id: str
-    action: Literal["retrain", "switch", "refresh"]
-    subject: str
-    """The job, graph or dataset."""
-    at: str
-    """Data time of the request, ISO 8601."""
-    window: str | None = None
-    run: str | None = None
-    """The run that served when the request was made; a switch leads away from it."""
-    reason: str = ""
+    made: Made = Made()
+    created: float = 0.0
+    """Wall clock, seconds since the epoch."""
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +148,11 @@ class Files:
 
     digest: str
     paths: tuple[str, ...]
+    versioned: bool = True
+    """Whether git decides what is in them. What git ignores, or what lies outside of the repository, changes with the world."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """Everything outside of the specs that compiling depends on, gathered before (`mlspec_reconciler.observe`)."""
 
@@ -152,25 +164,50 @@ class Facts:
     """Resource id -> the files that its spec names (sources of a Dataset, the directory of a Model)."""
     runs: Mapping[str, RunFact] = field(default_factory=dict)
     """By run name; runs that nobody started are absent."""
-    records: Mapping[str, JSON] = field(default_factory=dict)
-    """Live records by name."""
-    triggers: tuple[Trigger, ...] = ()
-    """All requests ever accepted, oldest first."""
+    requests: tuple[Request, ...] = ()
+    """All requests that are remembered, valid or not, in the order of their data times."""
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+    """TrainingJob id -> the life of its model so far."""
+    now: float = 0.0
+    """Wall clock, seconds since the epoch: requests expire."""
 
     def run(self, name: str) -> RunFact | None:
         """What is known about a run."""
         return self.runs.get(name)
 
-    def latest(self, action: str, subject: str) -> Trigger | None:
-        """The newest request of this sort for this subject."""
-        found = [one for one in self.triggers if one.action == action and one.subject == subject]
-        return max(found, key=lambda one: (one.at, one.id), default=None)
+    @cached_property
+    def _runs_by_resource(self) -> Mapping[str, Mapping[str, RunFact]]:
+        found: dict[str, dict[str, RunFact]] = {}
+        for name, fact in self.runs.items():
+            if fact.made.resource:
+                found.setdefault(fact.made.resource, {})[name] = fact
+        return found
+
+    def runs_of(self, resource: str) -> Mapping[str, RunFact]:
+        """The runs that were made for a resource, by name."""
+        return self._runs_by_resource.get(resource, {})
+
+    def newest(self, resource: str, made_for: str) -> tuple[str, RunFact] | None:
+        """The newest run of a resource that has succeeded for what git says."""
+        found = [
+            (name, fact)
+            for name, fact in self.runs_of(resource).items()
+            if fact.phase == "succeeded" and fact.made.made_for == made_for
+        ]
+        return max(found, key=lambda one: (one[1].created, one[0]), default=None)
+
+    def asked(self, action: str, subject: str) -> list[Request]:
+        """The requests of one kind for one subject."""
+        return [one for one in self.requests if one.action == action and one.subject == subject]
 
 
-def code_key(spec_path: str, entry: str, include: tuple[str, ...] | list[str] = ()) -> str:
-    """Key of a code bundle in `Facts.code`: entries are relative to the folder of the spec that names them."""
+def code_key(
+    spec_path: str, entry: str, include: Sequence[str] = (), requirements: Sequence[str] = ()
+) -> str:
+    """Key of a code bundle in `Facts.code`: entries are relative to the folder of the spec that names them. A module that is
+    among the requirements is not taken from the project, so they count."""
     folder = spec_path.rsplit("/", 1)[0] if "/" in spec_path else "."
-    return "|".join([folder, entry, *sorted(include)])
+    return "|".join([folder, entry, *sorted(include), *(f"={one}" for one in sorted(requirements))])
 
 
 def code_path(bundle: str) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mlspec_reconciler import workspace
 from mlspec_reconciler.cli import COMMANDS
+from mlspec_reconciler.state import Table
 
 ROOT = Path(__file__).parents[2]
 MLSPEC = (sys.executable, "-m", "mlspec_reconciler.cli")
@@ -102,7 +104,7 @@ def test_apply_without_consent_changes_nothing(run: Run, project: Path) -> None:
     done = run("apply")
     assert done.returncode == 1
     assert "--yes" in done.stderr
-    assert not (project / ".mlspec" / "applied.json").exists()
+    assert workspace.applied(workspace.find(project)) is None
 
 
 def damage(name: str, project: Path) -> list[str]:
@@ -139,8 +141,9 @@ def damage(name: str, project: Path) -> list[str]:
         case "binary spec":
             (project / "specs.yaml").write_bytes(b"\xff\xfe\x00\x01" * 10)
         case "corrupt revision":
-            (project / ".mlspec").mkdir()
-            (project / ".mlspec" / "applied.json").write_text("{")
+            record = {"kind": "local", "target": "local", "revision": "gone", "project": "p", "at": 1.0}
+            place = workspace.find(project)
+            place.session().put([(Table.APPLIED, "local", {**record, "files": {}, "cluster": "local"})])
             return ["status"]
         case "missing code":
             (project / "load.py").unlink()
@@ -180,7 +183,7 @@ def test_a_saved_plan_is_refused_when_something_moved(run: Run, project: Path) -
     assert done.returncode == 1
     assert "error[stale-plan]" in done.stderr
     assert "Dataset/rows" in done.stderr
-    assert not (project / ".mlspec" / "applied.json").exists()
+    assert workspace.applied(workspace.find(project)) is None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "examples/minimal"]], ids=" ".join)

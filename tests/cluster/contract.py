@@ -15,6 +15,7 @@ import pytest
 
 from mlspec.manifest import Key
 from mlspec_reconciler.cluster import Cluster, Conflict, Object, key_of
+from mlspec_reconciler.state import Session, Table
 
 API = "local.mlspec.dev/v1"
 
@@ -192,12 +193,11 @@ class Contract:
         cluster.create(body, {})
         assert cluster.runs()["r-1"].phase == "pending"
 
-    def test_notes_are_kept(self, cluster: Cluster) -> None:
-        """The inventory is one of them."""
-        assert cluster.note("inventory") is None
-        cluster.set_note("inventory", {"entries": {"a": 1}})
-        cluster.set_note("inventory", {"entries": {"b": 2}})
-        assert cluster.note("inventory") == {"entries": {"b": 2}}
+    def test_state_is_kept_beside_the_objects(self, cluster: Any) -> None:
+        """It is never taken for an object, so neither drift nor `destroy` touches it."""
+        Session.open(cluster.state, "me").put([(Table.RUNS, "r", {"phase": "succeeded"})])
+        assert [*cluster.list()] == []
+        assert Session.open(cluster.state, "other").rows(Table.RUNS) == {"r": {"phase": "succeeded"}}
 
     def test_identity_is_stable(self, cluster: Cluster) -> None:
         """Saved plans are bound to it."""

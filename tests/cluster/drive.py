@@ -1,5 +1,9 @@
-"""`python drive.py HOME`: the supervisor with the tests' program, short delays, and `naps` in the place of the controller."""
+"""`python drive.py HOME`: the supervisor with the tests' program, short delays, and `naps` in the place of the controller.
 
+MLSPEC_TEST_CONTROLLER names another module in its place.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +23,11 @@ PACE = Pace(
     silent=1.5,
 )
 
-NAPS = Program("naps", "naps", "applied.json")
+CONTROLLER = Program("controller", os.environ.get("MLSPEC_TEST_CONTROLLER", "naps"))
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     program = (sys.executable, str(Path(__file__).with_name("program.py")))
     with lock.hold(home, 10.0, lock.about(home / "store")) as mine:
         if mine:
-            Supervisor(home, home / "store", program, PACE, programs=(NAPS,)).run()
+            Supervisor(home, home / "store", program, PACE, programs=(CONTROLLER,)).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,9 +57,15 @@ class Home:
         """Start the supervisor."""
         log = self.cluster.home / "supervisor.log"
         drive = str(Path(__file__).with_name("drive.py"))
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             argv = [sys.executable, drive, str(self.cluster.home)]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+            # Steps and programs get no other folder of PYTHONPATH.
+            installed = self.cluster.home / "site-packages"
+            installed.mkdir(exist_ok=True)
+            for module in ("naps.py", "fails.py"):
+                shutil.copy(Path(__file__).with_name(module), installed)
+            environment = {**os.environ, "PYTHONPATH": str(installed)}
             self.supervisor = subprocess.Popen(
                 argv, stdout=file, stderr=file, env=environment, start_new_session=True
             )

@@ -25,11 +25,12 @@ from mlspec.kinds.project import Target
 from mlspec.manifest import Key, Manifest, Origin
 from mlspec.project import Project
 from mlspec.workload import Facts
-from mlspec_reconciler import cli, inventory, reconcile
+from mlspec_reconciler import cli, inventory, step
 from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
-from mlspec_reconciler.reconcile import Wanted
+from mlspec_reconciler.state import Session
+from mlspec_reconciler.step import DesiredState
 from mlspec_reconciler.workspace import Opened, open_project
 
 API = "mlspec.dev/v1alpha1"
@@ -95,14 +96,14 @@ class Shop:
         for name in self.graphs:
             size = self.sizes.get(name, 3)
             spec = {
-                "steps": {"double": {"python": "code.py:double"}},
+                "steps": {"double": {"python": "steps.py:double"}},
                 "scale": {"min": 1, "max": size},
                 "limits": {"maxRows": 1000 * size},
             }
             self._file(name, "ServingGraph", name, spec)
         for name in self.datasets:
-            self._file(name, "Dataset", name, {"source": {"function": "code.py:rows"}})
-        (self.root / "code.py").write_text(CODE)
+            self._file(name, "Dataset", name, {"source": {"function": "steps.py:rows"}})
+        (self.root / "steps.py").write_text(CODE)
 
     def _file(self, file: str, kind: str, name: str, spec: Mapping[str, Any]) -> None:
         document = {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": spec}
@@ -143,7 +144,7 @@ class Shop:
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", "-C", str(self.root), *arguments], check=True, capture_output=True)
 
-    def opened(self) -> tuple[Opened, Wanted]:
+    def opened(self) -> tuple[Opened, DesiredState]:
         """As the commands open it."""
         project = open_project(self.root, None)
         assert project.wanted is not None, project.diagnostics
@@ -207,14 +208,16 @@ class Shop:
     def held(self) -> inventory.Inventory:
         """The inventory in the cluster."""
         with self._looking() as cluster:
-            return inventory.read(cluster)
+            return inventory.read(Session.open(cluster.state, "test"), cluster.identity)
 
     def enter(self, resource: str, *keys: Key) -> None:
         """Put objects into the inventory as if an earlier revision had made them."""
         with self._looking() as cluster:
-            held = inventory.read(cluster)
+            session = Session.open(cluster.state, "test")
+            held = inventory.read(session, cluster.identity)
             entry = inventory.Entry(resource, {}, "gone.yaml:1", objects=keys)
-            inventory.write(cluster, inventory.Inventory({**held.entries, resource: entry}))
+            after = inventory.Inventory({**held.entries, resource: entry})
+            session.put(inventory.changes(held, after, cluster.identity))
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[KubeCluster]:
@@ -241,4 +244,4 @@ def emit(monkeypatch: pytest.MonkeyPatch, *bodies: Mapping[str, Any]) -> None:
         extra = (Manifest(body, Origin(owner.id, owner.mark)) for body in bodies)
         return replace(compiled, manifests=(*compiled.manifests, *extra))
 
-    monkeypatch.setattr(reconcile, "compile", more)
+    monkeypatch.setattr(step, "compile", more)

@@ -13,6 +13,7 @@ from cluster.contract import Contract, key, record
 from mlspec_reconciler.cluster import Unavailable
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
 from mlspec_reconciler.clusters.memory import MemoryCluster
+from mlspec_reconciler.state import Table
 
 
 class TestMemory(Contract):
@@ -80,15 +81,16 @@ class TestLocal(Contract):
         """`kill -9` between two writes of one transaction."""
         script = (
             "import os, sys, pathlib, signal\n"
+            "from mlspec_reconciler.state import Put, Table\n"
             "from mlspec_reconciler.clusters.local.cluster import LocalCluster\n"
             "cluster = LocalCluster(pathlib.Path(sys.argv[1]))\n"
             "with cluster.store.write():\n"
-            "    cluster.set_note('inventory', {'half': True})\n"
+            "    cluster.state.commit(cluster.state.take('a'), [Put(Table.MARKS, 'half', {}, 0)])\n"
             "    cluster.create({'apiVersion': 'a/v1', 'kind': 'Record', 'metadata': {'name': 'half'}, 'spec': {}}, {})\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
         )
         done = subprocess.run([sys.executable, "-c", script, str(cluster.home)], check=False)
         assert done.returncode == -9
-        assert cluster.note("inventory") is None
+        assert cluster.state.read().get(Table.MARKS, {}) == {}
         assert list(cluster.list()) == []
         cluster.create(record("after"), {})

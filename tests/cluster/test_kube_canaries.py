@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import secrets
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import wait_for
 from cluster.shop import Done, Shop, emit, with_runs
 from mlspec_reconciler.clusters.kube import secrets as hidden
-from mlspec_reconciler.clusters.kube.ledger import _unpack
 
 ADMISSION = "admissionregistration.k8s.io/v1"
 
@@ -166,7 +166,8 @@ def everything(shop: Shop, cage: Cage) -> Iterator[tuple[str, str]]:
     for one in shop.plane.api.list("v1", "ConfigMap", shop.namespace):
         yield one["metadata"]["name"], json.dumps(one)
         if "mlspec.dev/ledger" in (one["metadata"].get("labels") or {}):
-            yield one["metadata"]["name"], json.dumps(_unpack(one))
+            content = zlib.decompress(base64.b64decode(one["binaryData"]["document"]))
+            yield one["metadata"]["name"], content.decode()
     for version, kind in (("v1", "Secret"), ("apps/v1", "Deployment"), ("v1", "Service")):
         for one in shop.plane.api.list(version, kind, shop.namespace):
             yield f"metadata of {kind}", json.dumps(one["metadata"])

@@ -15,10 +15,12 @@ from cluster.contract import DIGEST, OTHER, Contract
 from mlspec.kinds.project import KubernetesTarget
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
+from mlspec_reconciler import remembered
 from mlspec_reconciler.cluster import Cluster, Conflict, Object, Refused, key_of
 from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
+from mlspec_reconciler.state import Session, Table
 
 STEP = {"name": "step", "container": {"image": "localhost/none:1", "command": ["true"]}}
 
@@ -63,20 +65,21 @@ class TestKube(Contract):
         """All that was written is there, beside what the server adds."""
         return live is not None and _within(body, live.body)
 
-    def announce(self, cluster: Cluster, *keys: Key) -> None:
+    def announce(self, cluster: Any, *keys: Key) -> None:
         rows = [[*key_row(key), "", 0] for key in keys]
-        cluster.set_note("inventory", {"entries": {"Dataset/a": {"objects": rows}}})
+        Session.open(cluster.state, "test").put([(Table.INVENTORY, "Dataset/a", {"objects": rows})])
 
     def test_a_run_is_remembered(self, cluster: Cluster) -> None:
-        """Facts about runs outlive their objects: the reconciler keeps their ends, the object says the rest."""
+        """Facts about runs outlive their objects: the StateStore keeps their ends, the object says the rest."""
         body = self.run(cluster, "r-1")
         made = cluster.create(body, {})
         assert cluster.runs() == {}
-        cluster.remember("r-1", RunFact("succeeded", {"train": {"auc": 0.7}}, ""))
-        cluster.remember("r-1", RunFact("succeeded", {"train": {"auc": 0.7}}, ""))
+        end = RunFact("succeeded", {"train": {"auc": 0.7}}, "")
+        for _ in range(2):
+            Session.open(cluster.state, "test").put([remembered.run_row("r-1", end)])
         cluster.delete(made.key, made.uid)
         assert cluster.get(made.key) is None
-        assert cluster.runs() == {"r-1": RunFact("succeeded", {"train": {"auc": 0.7}}, "")}
+        assert remembered.runs(Session.open(cluster.state, "test")) == {"r-1": end}
         assert cluster.create(body, {}).uid != made.uid
 
     def test_what_is_being_deleted_is_not_written(self, cluster: KubeCluster, plane: ControlPlane) -> None:
@@ -106,25 +109,6 @@ class TestKube(Contract):
         )
         assert cluster.get(old.key) is None
         assert cluster.create(self.body(cluster, "a", x="2"), {}).uid != old.uid
-
-    def test_notes_of_two_writers_conflict(
-        self, cluster: KubeCluster, plane: ControlPlane, discovered: Path
-    ) -> None:
-        """The second of two applies must look again before it writes: its inventory does not know what the first made."""
-        other = connect(plane, cluster.namespace, discovered)
-        assert cluster.note("inventory") is other.note("inventory") is None
-        cluster.set_note("inventory", {"by": "one"})
-        with pytest.raises(Conflict, match="somebody else"):
-            other.set_note("inventory", {"by": "two"})
-        assert other.note("inventory") == {"by": "one"}
-        other.set_note("inventory", {"by": "two"})
-        with pytest.raises(Conflict, match="somebody else"):
-            cluster.set_note("inventory", {"by": "three"})
-        assert cluster.note("inventory") == {"by": "two"}
-        cluster.forget()
-        with pytest.raises(Conflict):
-            other.set_note("inventory", {"by": "four"})
-        other.close()
 
     def test_what_another_maker_made_meanwhile_stays_theirs(
         self, cluster: KubeCluster, plane: ControlPlane, discovered: Path

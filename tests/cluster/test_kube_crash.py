@@ -33,8 +33,11 @@ from mlspec_reconciler import apply, inventory
 from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
-from mlspec_reconciler.reconcile import Consent, Round, look, reconcile
+from mlspec_reconciler.drivers.once import reconcile
+from mlspec_reconciler.state import Session
+from mlspec_reconciler.step import Consent, Observation
 from mlspec_reconciler.workspace import open_project, stage
+from stepping import look
 
 LONG = bool(os.environ.get("MLSPEC_LONG"))
 KILLED = {"create": (7, 14, 21, 28), "update": (3, 7), "prune": (2, 4)}
@@ -117,7 +120,7 @@ class Flights:
         project = open_project(self.folder, "prod")
         assert project.wanted is not None
 
-        def report(seen: Round, outcomes: list[apply.Outcome]) -> None:
+        def report(seen: Observation, outcomes: list[apply.Outcome]) -> None:
             assert not [one.error for one in outcomes if one.error]
             runs = [one for one in seen.objects if one.key.kind == "Workflow"]
             if not outcomes and all(_ended(one.body) for one in runs):
@@ -125,9 +128,11 @@ class Flights:
 
         try:
             look(project.wanted, cluster, ask=True)
-            stage(project, cluster)
+            wanted = stage(project, cluster)
             until = time.monotonic() + PATIENCE
-            reconcile(project.wanted, cluster, project.workspace.lock, report, Consent(), deadline=until)
+            reconcile(
+                wanted, cluster, cluster.state, project.workspace.lock, report, Consent(), deadline=until
+            )
         except Settled:
             return True
         except dying.Killed:
@@ -158,7 +163,7 @@ class Flights:
         """The objects of the inventory, and those of them that stay until their resource goes."""
         cluster = self.connect(dying.Life())
         try:
-            entries = inventory.read(cluster).entries.values()
+            entries = inventory.read(Session.open(cluster.state, "test"), cluster.identity).entries.values()
         finally:
             cluster.close()
         held = {(key.kind, key.name) for entry in entries for key in entry.objects}

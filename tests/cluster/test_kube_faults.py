@@ -22,7 +22,8 @@ from cluster.bed.controlplane import ControlPlane
 from cluster.shop import Shop, with_runs
 from mlspec_reconciler import apply
 from mlspec_reconciler.cluster import Refused, Unavailable
-from mlspec_reconciler.reconcile import PATIENCE, Consent, Round, reconcile
+from mlspec_reconciler.drivers.once import reconcile
+from mlspec_reconciler.step import PATIENCE, Consent, Observation
 
 LONG = bool(os.environ.get("MLSPEC_LONG"))
 LASTS = 6.0 if LONG else 1.2
@@ -175,13 +176,13 @@ class Cell:
         project, wanted = shop.opened()
         quiet = 0
 
-        def report(seen: Round, outcomes: list[apply.Outcome]) -> None:
+        def report(seen: Observation, outcomes: list[apply.Outcome]) -> None:
             nonlocal quiet
             if self.fault not in REFUSALS:
                 self.wrong += [
                     f"{one.write.verb} failed: {one.error}"
                     for one in outcomes
-                    if one.error and not one.passing
+                    if one.error and not one.retryable
                 ]
             quiet = 0 if outcomes or proxy.rules else quiet + 1
             if quiet >= (2 if self.verb == "WATCH" else 1):
@@ -191,6 +192,7 @@ class Cell:
             reconcile(
                 wanted,
                 cluster,
+                cluster.state,
                 project.workspace.lock,
                 report,
                 Consent(),

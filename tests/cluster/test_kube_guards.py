@@ -135,13 +135,15 @@ def test_an_inventory_of_another_cluster_is_not_believed(
 ) -> None:
     """A backup that is restored elsewhere names objects there that mlspec has never made."""
     shop.applied()
-    name = "mlspec-shop-inventory"
-    held = shop.live("ConfigMap", name)
+    label = {"labelSelector": "mlspec.dev/ledger=shop"}
+    held = shop.plane.api.list("v1", "ConfigMap", shop.namespace, **label)
+    assert held
     if other.api.find("v1", "Namespace", shop.namespace) is None:
         other.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": shop.namespace}})
-    copied = {part: held[part] for part in ("apiVersion", "kind", "binaryData")}
-    metadata = {"name": name, "namespace": shop.namespace, "labels": held["metadata"]["labels"]}
-    other.apply([{**copied, "metadata": metadata}])
+    for one in held:
+        kept = {part: one["metadata"][part] for part in ("name", "namespace", "labels")}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "binaryData": one["binaryData"], "metadata": kept}
+        other.apply([body])
     service = {"name": "back", "namespace": shop.namespace, "annotations": {"mlspec.dev/digest": "x"}}
     other.apply(
         [{"apiVersion": "v1", "kind": "Service", "metadata": service, "spec": {"ports": [{"port": 80}]}}]
@@ -294,7 +296,8 @@ def test_a_finalizer_keeps_the_entry(shop: Shop) -> None:
 
 
 def test_destroy_takes_what_it_made_and_nothing_else(shop: Shop) -> None:
-    """The namespace is as it was: no ledger, no object of ours, and all of the others'."""
+    """No object of ours is left, and all of the others'. What ran and was accepted is remembered, so that a later apply trains
+    nothing again, until `--purge`: then the namespace is as it was."""
     mine = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -312,7 +315,21 @@ def test_destroy_takes_what_it_made_and_nothing_else(shop: Shop) -> None:
     done = shop.run("destroy", "--yes")
     assert (done.code, done.err) == (0, ""), done.text
     assert "Removed 15 objects" in done.out
-    wait_for(lambda: _everything(shop) == before, "the garbage collector")
+
+    def remembered() -> set[tuple[str, str]]:
+        found = shop.plane.api.list("v1", "ConfigMap", shop.namespace)
+        return {
+            ("ConfigMap", one["metadata"]["name"])
+            for one in found
+            if (one["metadata"].get("labels") or {}).get("mlspec.dev/ledger") == "shop"
+        }
+
+    wait_for(lambda: _everything(shop) - remembered() == before, "the garbage collector")
+    assert remembered()
+    assert shop.held().entries == {}
+    done = shop.run("destroy", "--yes", "--purge", "--target", "prod")
+    assert (done.code, done.err) == (0, ""), done.text
+    wait_for(lambda: _everything(shop) == before, "the purge")
 
 
 def test_destroy_orphan_leaves_every_object(shop: Shop) -> None:

@@ -29,8 +29,10 @@ from mlspec_reconciler.clusters.kube.cluster import KubeCluster
 from mlspec_reconciler.clusters.kube.discovery import Discovery
 from mlspec_reconciler.clusters.kube.transport import Transport
 from mlspec_reconciler.plan import Reason, Verb, Write
-from mlspec_reconciler.reconcile import Consent, Round, Wanted, look
+from mlspec_reconciler.state import Table
+from mlspec_reconciler.step import Consent, DesiredState, Observation
 from plan.test_plan_laws import SLOTS, Draw, repository
+from stepping import look, perform
 
 LONG = bool(os.environ.get("MLSPEC_LONG"))
 LAWS = settings(
@@ -91,13 +93,13 @@ class World:
     def open(self) -> None:
         """Load the repository and connect, as a command does."""
         target = {"kubernetes": {"namespace": self.namespace, "fields": self.rules}, "storage": "pvc://data"}
-        self.wanted: Wanted = repository(self.draw, target)
+        self.wanted: DesiredState = repository(self.draw, target)
         transport = Transport.open(None, kubeconfig=self.plane.kubeconfig)
         kubernetes = self.wanted.target.kubernetes
         assert kubernetes is not None
         self.cluster = KubeCluster(transport, Discovery(transport, self.cache), kubernetes, "random")
 
-    def look(self) -> Round:
+    def look(self) -> Observation:
         """As `mlspec plan` does."""
         return look(self.wanted, self.cluster, ask=True)
 
@@ -106,7 +108,7 @@ class World:
         done: list[apply.Outcome] = []
         for _ in range(ROUNDS):
             seen = look(self.wanted, self.cluster, consent or Consent())
-            outcomes = apply.perform(seen.plan, self.wanted.project, self.cluster)
+            outcomes = perform(self.wanted, self.cluster, seen)
             done += outcomes
             ended = acting.end_runs(self.plane.api, self.namespace)
             if not ended and all(one.error for one in outcomes):
@@ -126,8 +128,8 @@ class World:
 
     def held(self) -> list[Key]:
         """All objects of the inventory."""
-        document = self.cluster.note("inventory") or {}
-        return sorted({Key(*row[:4]) for entry in document["entries"].values() for row in entry["objects"]})
+        rows = self.cluster.state.read().get(Table.INVENTORY, {})
+        return sorted({Key(*one[:4]) for row in rows.values() for one in row.value["objects"]})
 
     def versions(self) -> dict[tuple[str, str], str]:
         """resourceVersion of every object of ours, and of our ledger."""
@@ -191,7 +193,7 @@ class World:
         self.open()
 
 
-def writes(seen: Round) -> dict[Key, tuple[Reason, Write]]:
+def writes(seen: Observation) -> dict[Key, tuple[Reason, Write]]:
     """What a plan would write, and why."""
     return {write.key: (change.reason, write) for change in seen.plan.changes for write in change.writes}
 

@@ -62,7 +62,7 @@ class Teams:
         self._file(
             "project", "Project", self.project, {"targets": {"gpus": target | {"storage": "pvc://data"}}}
         )
-        self._file("numbers", "Dataset", "numbers", {"source": {"function": "code.py:rows"}})
+        self._file("numbers", "Dataset", "numbers", {"source": {"function": "steps.py:rows"}})
         for team, spec in self.pools.items():
             self._file(team, "ResourcePool", team, spec)
         data = {
@@ -70,9 +70,9 @@ class Teams:
             for name, share in (("train", [0, 0.8]), ("test", [0.8, 1]))
         }
         for name, spec in self.jobs.items():
-            common = {"function": {"code": "code.py:train"}, "data": data, "engine": {self.engine: {}}}
+            common = {"function": {"code": "steps.py:train"}, "data": data, "engine": {self.engine: {}}}
             self._file(name, "TrainingJob", name, common | spec)
-        (self.root / "code.py").write_text(CODE)
+        (self.root / "steps.py").write_text(CODE)
 
     def _file(self, file: str, kind: str, name: str, spec: dict[str, Any]) -> None:
         document = {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": spec}

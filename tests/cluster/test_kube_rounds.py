@@ -12,8 +12,9 @@ from cluster.bed.controlplane import ControlPlane
 from cluster.bed.processes import wait_for
 from cluster.shop import Shop, with_runs
 from mlspec_reconciler.apply import Outcome
+from mlspec_reconciler.drivers.once import reconcile
 from mlspec_reconciler.plan import Action
-from mlspec_reconciler.reconcile import Consent, Round, reconcile
+from mlspec_reconciler.step import Consent, Observation
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_only_deletions_that_were_shown_are_made(shop: Shop) -> None:
     shop.write()
     project, wanted = shop.opened()
     cluster = shop.cluster(shop.plane.kubeconfig, shop.root / ".discovery")
-    shown: list[Round] = []
+    shown: list[Observation] = []
     deadline = time.monotonic()
     for agreed in (frozenset[str](), frozenset(["ServingGraph/back"])):
         before = shop.uids()
@@ -41,6 +42,7 @@ def test_only_deletions_that_were_shown_are_made(shop: Shop) -> None:
         reconcile(
             wanted,
             cluster,
+            cluster.state,
             project.workspace.lock,
             lambda seen, _: shown.append(seen),
             consent,
@@ -85,6 +87,7 @@ def test_a_write_that_never_lasts_is_said_and_not_repeated_for_ever(shop: Shop) 
             reconcile(
                 wanted,
                 cluster,
+                cluster.state,
                 project.workspace.lock,
                 lambda _, outcomes: last.append(outcomes),
                 deadline=begun + 60,

@@ -113,12 +113,12 @@ def test_specs_and_code_that_were_edited_are_named(shop: Shop) -> None:
     assert "ServingGraph/front: was edited after the plan was made" in found
     assert not [one for one in found if "back" in one or "rows" in one.split(":")[0]]
     (shop.root / "front.yaml").write_text(spec)
-    code = (shop.root / "code.py").read_text()
-    (shop.root / "code.py").write_text(code.replace("* 2", "* 3"))
+    code = (shop.root / "steps.py").read_text()
+    (shop.root / "steps.py").write_text(code.replace("* 2", "* 3"))
     found = stale(shop)
     assert [one for one in found if one.startswith("code ") and "was edited" in one]
     assert not [one for one in found if "back" in one]
-    (shop.root / "code.py").write_text(code)
+    (shop.root / "steps.py").write_text(code)
     shop.graphs = ("front", "back")
     shop.write()
     assert "ServingGraph/back: was edited after the plan was made" in stale(shop)

@@ -40,13 +40,13 @@ def test_a_workflow_is_shut_down_and_a_job_is_remembered(control_plane: ControlP
     )
     try:
         cluster.cancel(workflow)
-        cluster.cancel(job)
+        fact = cluster.cancel(job)
         stopped = cluster.get(workflow.key)
         assert stopped is not None
         assert stopped.body["spec"]["shutdown"] == "Stop"
         left = cluster.get(job.key)
         assert left is None or left.deleting
-        fact = cluster.runs()["train-2"]
+        assert fact is not None, "nothing in the cluster says it later: whoever cancels remembers it"
         assert (fact.phase, fact.message) == ("failed", STOPPED)
     finally:
         cluster.close()

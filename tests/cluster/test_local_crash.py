@@ -15,6 +15,7 @@ import psutil
 
 from cluster.harness import body, home, run_of, step
 from mlspec_reconciler.clusters.local.cluster import LocalCluster
+from mlspec_reconciler.state import Session, Table
 
 
 def test_killed_at_random_moments_each_step_succeeds_once(tmp_path: Path) -> None:
@@ -167,7 +168,8 @@ def test_a_supervisor_that_would_do_otherwise_hands_over(tmp_path: Path) -> None
 def test_the_controller_runs_as_long_as_something_is_applied(tmp_path: Path) -> None:
     """It is started, restarted, adopted and ended like everything else."""
     with home(tmp_path) as own:
-        (own.cluster.home / "applied.json").write_text("{}")
+        session = Session.open(own.cluster.state, "test")
+        session.put([(Table.APPLIED, "local", {"kind": "local"})])
         (first,) = own.wait(own.alive)
         os.kill(first, signal.SIGKILL)
         (second,) = own.wait(lambda: [pid for pid in own.alive() if pid != first])
@@ -177,5 +179,5 @@ def test_the_controller_runs_as_long_as_something_is_applied(tmp_path: Path) -> 
         own.create(run_of("r", step("r", "load")))
         own.ended("r")
         assert own.alive() == [second]
-        (own.cluster.home / "applied.json").unlink()
+        session.put([(Table.APPLIED, "local", None)])
         own.wait(lambda: not own.alive())

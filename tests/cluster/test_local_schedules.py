@@ -105,6 +105,35 @@ def test_a_cron_expression_starts_its_step(shared: Home) -> None:
     settled(shared, "secondly", 3)
 
 
+NEVER = [
+    pytest.param(0, None, "an interval of 0 s is not one to repeat at", id="no_interval"),
+    pytest.param(-5, None, "an interval of -5 s is not one to repeat at", id="backwards"),
+    pytest.param(None, "0 0 31 2 *", '"0 0 31 2 *" never comes', id="31st_of_february"),
+    pytest.param(None, "0 0 1 1 * 0 2020", '"0 0 1 1 * 0 2020" never comes', id="a_year_that_is_over"),
+    pytest.param(None, None, "it has neither an interval nor a cron expression", id="neither"),
+    pytest.param(None, "every tuesday", '"every tuesday" is not a cron expression', id="prose"),
+    pytest.param(None, "0 99 * * *", '"0 99 * * *" is not a cron expression', id="hour_99"),
+]
+
+
+@pytest.mark.parametrize(("every", "cron", "message"), NEVER)
+def test_a_schedule_that_is_never_due_says_so_and_runs_once(
+    shared: Home, request: pytest.FixtureRequest, every: float | None, cron: str | None, message: str
+) -> None:
+    """`validate` refuses it, but an older store may hold it: an interval of 0 must not start processes without end, and a
+    date that is not in the calendar must not raise at every turn. Its neighbours go on."""
+    name = request.node.callspec.id.replace("_", "-")
+    shared.create(schedule(name, every=every, cron=cron, value=7))
+    status = settled(shared, name, 1)
+    assert (status["phase"], status["message"], status["nextRun"]) == ("failed", message, None)
+    assert status["lastResult"]["value"] == 7
+    shared.create(schedule(f"{name}-neighbour", every=0.1))
+    settled(shared, f"{name}-neighbour", 3)
+    assert shared.status("Schedule", name)["starts"] == 1
+    shared.cluster.apply(schedule(name, every=3600, value=7), {})
+    assert shared.wait(lambda: shared.status("Schedule", name)["phase"] == "active")
+
+
 def test_missed_starts_collapse_into_one(tmp_path: Path) -> None:
     """After a weekend with the laptop closed there is one evaluation, not sixty."""
     with home(tmp_path) as own:

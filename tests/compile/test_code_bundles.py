@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,203 @@ def test_functions_below_if_and_try_count(root: Path) -> None:
     (root / "ml" / "train.py").write_text(text)
     assert not gathered(root)[1]
     assert not gathered(root, "train.py:other")[1]
+
+
+@pytest.mark.parametrize(
+    ("program", "module"),
+    [
+        (
+            "import importlib\ndef train():\n    return importlib.import_module('dynamic').rows()\n",
+            "dynamic.py",
+        ),
+        ("from importlib import import_module as load\nload('pkg.blocks')\ntrain = 1\n", "pkg/blocks.py"),
+        ("import importlib as i\ntrain = i.import_module(name='dynamic')\n", "dynamic.py"),
+        ("train = __import__('pkg.deep.layers')\n", "pkg/deep/layers.py"),
+        ("import builtins\ntrain = builtins.__import__('dynamic')\n", "dynamic.py"),
+        (
+            "import importlib\ntrain = importlib.import_module('.shared', package='pkg.deep')\n",
+            "pkg/deep/__init__.py",
+        ),
+        ("import importlib\ntrain = importlib.import_module('..shared', 'pkg.deep')\n", "pkg/shared.py"),
+        ("import importlib\ntrain = [importlib.import_module(f'pkg.{n}') for n in ('blocks',)]\n", None),
+        ("import importlib\ntrain = importlib.import_module('not a module')\n", None),
+        ("def import_module(name):\n    return name\ntrain = import_module('dynamic')\n", "dynamic.py"),
+    ],
+)
+def test_dynamic_imports_of_a_name_that_stands_there_are_followed(
+    root: Path, program: str, module: str | None
+) -> None:
+    """The module would be missing in the run. What only running the code would tell is left to `include`."""
+    (root / "ml" / "train.py").write_text(program)
+    (root / "ml" / "dynamic.py").write_text("")
+    found, problems = gathered(root)
+    assert not problems
+    assert (module in found.files) if module else (set(found.files) == {"train.py"})
+    if module:
+        (root / "ml" / module).write_text("changed = 1\n")
+        assert gathered(root)[0].digest != found.digest
+
+
+def test_a_relative_dynamic_import_of_a_module_of_its_package(root: Path) -> None:
+    """`__package__` is known from where the file lies."""
+    text = "from importlib import import_module\nblocks = import_module('.unused', __package__)\nnet = 1\n"
+    (root / "ml/pkg/model.py").write_text(text)
+    assert "pkg/unused.py" in gathered(root)[0].files
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "column"),
+    [
+        ("types.py", "from types import rows as r", 6),
+        ("queue.py", "import helper, queue", 16),
+        ("email/__init__.py", "import email.rows", 8),
+        ("json/rows.py", "from json.rows import x", 6),
+        ("statistics.py", "import importlib; importlib.import_module('statistics')", 43),
+    ],
+)
+def test_a_module_with_the_name_of_pythons_own_is_refused(
+    root: Path, name: str, line: str, column: int
+) -> None:
+    """Which one is imported depends on what was imported before; the error would not say so, hours later."""
+    path = root / "ml" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    (root / "ml" / "train.py").write_text(f"{line}\ntrain = 1\n")
+    _, problems = gathered(root)
+    assert [(one.severity, one.code, str(one.mark)) for one in problems] == [
+        ("error", "shadowed-module", f"ml/train.py:1:{column}")
+    ]
+    assert problems[0].message.startswith(
+        f"ml/{name} has the name of Python's own module {Path(name).parts[0].removesuffix('.py')}"
+    )
+
+
+def test_a_function_in_a_file_with_such_a_name_is_warned_of(root: Path) -> None:
+    """The function itself is loaded by its path, but libraries would get the file in the place of Python's module."""
+    (root / "ml" / "profile.py").write_text("def train():\n    pass\n")
+    _, problems = gathered(root, "profile.py:train")
+    assert [(one.severity, one.code) for one in problems] == [("warning", "shadowed-module")]
+
+
+@pytest.mark.parametrize("name", ["pkg/types.py", "pkg/deep/queue.py", "conf/random.toml"])
+def test_such_a_name_inside_of_a_package_is_nobodys_business(root: Path, name: str) -> None:
+    """`pkg.types` has a name of its own."""
+    (root / "ml" / name).write_text("")
+    (root / "ml" / "train.py").write_text(
+        "import types\nfrom pkg import types\nfrom pkg.deep import queue\ntrain = 1\n"
+    )
+    assert not gathered(root)[1]
+
+
+# --- the same commit on another machine
+
+
+TEXTS = {
+    "train.py": 'import helper\n\nTEXT = """a\nb"""\n\n\ndef train():\n    return helper.x\n',
+    "helper.py": "# Zürich\nx = 1\n",
+    "latin.py": "# -*- coding: latin-1 -*-\nname = 'Zürich'\n",
+    "conf/words.txt": "Zürich\nGenève\n",
+    "conf/a.toml": "a = 1\n\n",
+}
+BOM = b"\xef\xbb\xbf"
+
+
+def checked_out(root: Path, change: Callable[[str, bytes], bytes]) -> bundle.Bundle:
+    """The bundle of the same files, as a checkout or an editor left their bytes."""
+    for name, text in TEXTS.items():
+        content = text.encode("latin-1" if name == "latin.py" else "utf-8")
+        (root / "ml" / name).write_bytes(change(name, content))
+    found, problems = gathered(root, include='"latin.py", "conf/*"')
+    assert not problems
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda name, content: content.replace(b"\n", b"\r\n"), id="all CRLF"),
+        pytest.param(lambda name, content: content.replace(b"\n", b"\r\n", 1), id="one line CRLF"),
+        pytest.param(
+            lambda name, content: content if name == "latin.py" else BOM + content, id="byte order marks"
+        ),
+        pytest.param(
+            lambda name, content: content.replace(b"\n", b"\r\n") if name == "latin.py" else content,
+            id="CRLF in Latin-1",
+        ),
+        pytest.param(
+            lambda name, content: BOM + content.replace(b"\n", b"\r\n") if name == "helper.py" else content,
+            id="a helper from Notepad",
+        ),
+    ],
+)
+def test_line_endings_and_byte_order_marks_are_no_change(
+    root: Path, change: Callable[[str, bytes], bytes]
+) -> None:
+    """A checkout on Windows would otherwise train everything again; on Kubernetes the very bytes name the ConfigMaps."""
+    plain = checked_out(root, lambda name, content: content)
+    changed = checked_out(root, change)
+    assert changed == plain
+    assert checked_out(root, lambda name, content: content.replace(b"1", b"2")).digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x0a\x0d\x0a\x0bhello world\x12\x02ok\r\n",  # a protobuf message, all of it UTF-8
+        b"\x89PNG\r\n\x1a\n",
+        b"a\r\n\x00b",
+        b"Z\xfcrich\r\n",
+        "a\r\n".encode("utf-16"),
+    ],
+    ids=["protobuf", "png", "nul", "latin-1", "utf-16"],
+)
+def test_what_is_no_text_keeps_its_bytes(root: Path, content: bytes) -> None:
+    """A binary model with its line feeds rewritten would be another model, or none."""
+    (root / "ml/conf/model.bin").write_bytes(content)
+    found, _ = gathered(root, include='"conf/model.bin"')
+    assert found.files["conf/model.bin"] == content
+    (root / "ml/conf/model.bin").write_bytes(content.replace(b"\r\n", b"\n") + b" ")
+    assert gathered(root, include='"conf/model.bin"')[0].digest != found.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "place", "words"),
+    [
+        (b"x = 1\nname = 'Z\xfcrich'\n", "encoding", "2:10", "byte 0xFC is not UTF-8 text"),
+        (b"name = 'Z\xfcrich'\n", "encoding", "1:10", "byte 0xFC is not UTF-8 text"),
+        (b"# 1\n# 2\n# 3\n# \xc3\xa4 \xe4\n", "encoding", "4:5", "byte 0xE4 is not UTF-8 text"),
+        ("x = 1\n".encode("utf-16"), "encoding", "1:1", "UTF-16 text, which Python does not read"),
+        (b"# coding: klingon\nx = 1\n", "encoding", "1:1", "unknown encoding: klingon"),
+        (BOM + b"# coding: latin-1\nx = 1\n", "encoding", "1:1", "Python cannot read this"),
+        (b"# coding: ascii\nx = 'Z\xc3\xbcrich'\n", "encoding", "2:7", "byte 0xC3 is not ascii text"),
+        (b"x = 1\x00\n", "python-syntax", "1:1", "null bytes"),
+        (b"x = " + b"-" * 100_000 + b"1\n", "python-syntax", "1:1", "too deeply"),
+    ],
+    ids=["latin-1", "first line", "comment", "utf-16", "unknown", "mark and cookie", "ascii", "nul", "deep"],
+)
+def test_a_file_that_python_cannot_read_is_one_diagnostic(
+    root: Path, content: bytes, code: str, place: str, words: str
+) -> None:
+    """At its place in the Python file, once for all functions that see it, and not a crash."""
+    (root / "ml" / "helper.py").write_bytes(content)
+    (root / "ml" / "more.yaml").write_text(
+        SPEC.replace("ENTRY", "helper.py:x").replace("INCLUDE", "").replace("name: fit", "name: other")
+    )
+    _, problems = gathered(root)
+    assert [(one.code, str(one.mark)) for one in problems] == [(code, f"ml/helper.py:{place}")]
+    assert words in problems[0].message
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "iso8859-15", "euc-jp"])
+def test_the_encoding_that_a_file_names_is_honoured(root: Path, encoding: str) -> None:
+    """PEP 263: what Python runs is never refused, and columns count characters."""
+    text = f"# -*- coding: {encoding} -*-\nname = 'Straße'; import types, queue\nx = 1\n".replace(
+        "ß", "ß" if encoding != "euc-jp" else "本"
+    )
+    (root / "ml" / "helper.py").write_bytes(text.encode(encoding))
+    assert not gathered(root)[1]
+    (root / "ml" / "queue.py").write_text("")
+    assert [str(one.mark) for one in gathered(root)[1]] == ["ml/helper.py:2:32"]
 
 
 def test_a_stored_bundle_has_all_files(root: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ PAGES = [*sorted(path for path in DOCS.rglob("*.md") if "design" not in path.par
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 COMMAND = re.compile(r"(?<![\w./-])mlspec ([a-z][^`|\n#&;)]*)")
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)(?:#[^)]*)?\)")
+ANCHORED = re.compile(r"\[[^\]]+\]\(([^)#]*)(?:#([^)]*))?\)")
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 
 
@@ -94,24 +95,36 @@ def test_the_checker_of_commands_finds_faults() -> None:
 
 @pytest.mark.parametrize("page", NAMES)
 def test_links_lead_somewhere(page: str) -> None:
-    """Relative links are files of this repository."""
-    for link in LINK.findall((ROOT / page).read_text()):
-        if "://" not in link:
-            assert ((ROOT / page).parent / link).exists(), link
+    """Relative links are files of this repository, and what follows a # is a heading of the page."""
+    for link, anchor in ANCHORED.findall((ROOT / page).read_text()):
+        if "://" in link:
+            continue
+        place = (ROOT / page).parent / link if link else ROOT / page
+        assert place.exists(), link
+        assert not anchor or anchor in anchors(place.read_text()), f"{link}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page, and the anchors that stand in it."""
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    named = re.findall(r'<a id="([^"]+)">', text)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles} | {*named}
 
 
 @pytest.mark.parametrize(
     "page", [name for name in NAMES if "/how-to/" in name or name.endswith("tutorial.md")]
 )
 def test_specs_are_valid(page: str) -> None:
-    """Blocks that are whole documents take the place of their namesakes in the flights example, which stays valid."""
-    for block in YAML.findall((ROOT / page).read_text()):
+    """Blocks that are whole documents take the place of their namesakes in the example that the page is about, which stays valid."""
+    text = (ROOT / page).read_text()
+    example = "parcels" if "examples/parcels" in text else "flights"
+    for block in YAML.findall(text):
         if not block.startswith("apiVersion: mlspec.dev/"):
             assert yaml.safe_load(block), block
             continue
         parts = block.split("\n---\n")
         named = [(one["kind"], one["metadata"]["name"]) for one in map(yaml.safe_load, parts)]
-        for path in sorted((ROOT / "examples/flights").glob("*.yaml")):
+        for path in sorted((ROOT / "examples" / example).glob("*.yaml")):
             for part in path.read_text().split("\n---\n"):
                 other = yaml.safe_load(part)
                 if (other["kind"], other["metadata"]["name"]) not in named:

@@ -20,7 +20,7 @@ def test_the_demo_comes_true(tmp_path: Path) -> None:
         "The policy asks for a retraining: auc 0.65 < 0.72 for 2 windows of 7d, since Mar 28" in done.stdout
     )
     assert " 0 failed; models that answered: late-arrival-" in done.stdout
-    assert "on call was told: accuracy firing" in done.stdout
+    assert "notified oncall: accuracy firing" in done.stdout
     found = re.search(r"flights since the switch: auc (\S+) with \S+, (\S+) had", done.stdout)
     assert found is not None
     assert float(found[1]) > float(found[2]) + 0.02, (

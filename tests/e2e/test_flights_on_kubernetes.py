@@ -160,8 +160,11 @@ def test_flights_from_the_first_file_to_a_second_model(story: Story) -> None:
     assert tally["failed"] == 0
     assert tally["runs"] == [served, second]
 
-    # Nothing of us is left.
+    # What ran and was accepted is remembered, and nothing else; then nothing of us is left.
     story.mlspec("destroy", "--yes", "--target", "node")
+    kept = story.node.plane.api.list("v1", "ConfigMap", story.namespace)
+    assert any((one["metadata"].get("labels") or {}).get("mlspec.dev/ledger") for one in kept)
+    story.mlspec("destroy", "--yes", "--purge", "--target", "node")
     wait_for(lambda: story.everything() == before, "the namespace is as it was", timeout=120, every=2)
 
 

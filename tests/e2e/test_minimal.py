@@ -76,12 +76,15 @@ def test_one_line_of_code_retrains_and_rolls_and_a_revert_reuses(project: Projec
 
 
 def test_a_gate_that_fails_keeps_the_model_and_trains_nothing(project: Project) -> None:
-    """Gates are judged from committed metrics."""
+    """Gates are judged from committed metrics. What was accepted goes on (rule 7), and everybody is told."""
     before = set(project.runs())
     project.edit("project.yaml", "min: 0.95", "min: 0.9999")
-    output = project.run("apply", "--yes", code=1)
-    assert "does not pass its gates: auc" in output
+    output = project.run("apply", "--yes")
+    assert "no longer passes its gates: auc" in output
     assert set(project.runs()) == before
+    status = project.run("status")
+    assert "warns" in status
+    assert "no longer passes its gates: auc 0.998 is below 0.9999" in status
     assert ask(f"{project.url('tumour')}/predict", tumour(0))[0] == 200
     project.edit("project.yaml", "min: 0.9999", "min: 0.95")
     project.run("apply", "--yes")

@@ -130,6 +130,8 @@ class World:
             "graph": "flights",
             "log": "logs/flights",
             "references": {"flights-1": "runs/flights-1/train/reference.json"},
+            "runs": {"flights-1": "late-arrival", "flights-2": "late-arrival", "flights-3": "late-arrival"},
+            "made_for": {"late-arrival": "s0"},
             "truth": {
                 "path": "datasets/flights/s1",
                 "spec": {

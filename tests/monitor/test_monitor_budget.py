@@ -97,7 +97,7 @@ def test_the_plan_predicts_false_alerts(rows, most):
     said = predicted(POLICY, FEATURES, rows)
     assert 0 <= said.false_alerts_expected <= most
     assert said.sentence.startswith(
-        f"{said.false_alerts_expected:.1f} false alerts expected in 90d, sees a shift of"
+        f"{said.false_alerts_expected:.1f} false alerts expected in 90d, detects shifts of"
     )
 
 

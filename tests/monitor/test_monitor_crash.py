@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from mlspec_runtime.monitor.evaluate import evaluate
+from mlspec_runtime.monitor.store import opened
 from monitor.log_writer import TRUTH, World, wall
 
 PROGRAM = """
@@ -114,7 +115,12 @@ def case(tmp_path):
     spec = {
         "truth": TRUTH,
         "alerts": {"accuracy": {"metric": "auc", "below": 0.7, "for": 2}, "drift": {"drift": {}}},
-        "actions": [{"when": "any", "retrain": {"job": "late-arrival"}}, {"when": "any", "notify": "nobody"}],
+        "actions": [
+            {"when": "any", "retrain": {"job": "late-arrival"}, "limit": {"count": 9, "per": "30d"}},
+            {"when": "any", "switch": {"to": "previous"}},
+            {"when": "accuracy", "retrain": {"job": "late-arrival"}, "mode": "propose"},
+            {"when": "any", "notify": "nobody"},
+        ],
     }
     document = world.task(spec, receivers={"nobody": {"webhook": {"url": "http://127.0.0.1:1/"}}})
     clean = evaluate(document | {"policy": "clean"}, tmp_path, wall(DAYS))
@@ -126,8 +132,9 @@ def same(result: dict[str, Any], clean: dict[str, Any]) -> None:
     assert result["rows"] == clean["rows"] == FILES * 60
     for part in ("windows", "performance", "drift", "failed"):
         assert result[part] == clean[part], part
-    for one, other in zip(result["triggers"], clean["triggers"], strict=True):
-        assert {**one, "id": ""} == {**other, "id": ""}
+    for which in ("triggers", "proposals"):
+        for one, other in zip(result[which], clean[which], strict=True):
+            assert {**one, "id": ""} == {**other, "id": ""}
     told, expected = ([one["sentence"] for one in each["messages"]] for each in (result, clean))
     assert told == expected
 
@@ -143,7 +150,9 @@ def test_killed_at_random_moments(case, starter):
         for goal in sorted(chance.sample(range(1, COMMITS), 3)):
             starter.killed_at(goal, chance.random() * 0.003, task, root)
             partial.append(goal <= progress(state_of(task, root)) < COMMITS)
-        same(evaluate(task, root, wall(DAYS)), clean)
+        result = evaluate(task, root, wall(DAYS))
+        same(result, clean)
+        numbered(state_of(task, root), result)
         assert progress(state_of(task, root)) == COMMITS
     assert sum(partial) >= 6, "the kills came too late to prove anything"
 
@@ -157,7 +166,69 @@ def test_killed_between_any_two_statements(case, starter):
         shutil.rmtree(root / "monitors/killed", ignore_errors=True)
         for _ in range(12):
             starter.killed_after(chance.randrange(15, 200), task, root)
-        same(evaluate(task, root, wall(DAYS)), clean)
+        result = evaluate(task, root, wall(DAYS))
+        same(result, clean)
+        numbered(state_of(task, root), result)
+
+
+def numbered(state: Path, result: dict[str, Any]) -> None:
+    """Each request has a number of its own, the same in its row and in what a reader gets, and none was lost on the way."""
+    numbers = sorted(one["seq"] for one in result["triggers"] + result["proposals"])
+    assert numbers == [*range(1, len(numbers) + 1)]
+    with closing(sqlite3.connect(state)) as file:
+        rows = file.execute("SELECT seq, document ->> '$.seq' FROM triggers ORDER BY seq").fetchall()
+        settings = dict(file.execute("SELECT name, value FROM settings"))
+    assert rows == [(number, number) for number in numbers]
+    assert (int(settings["seq"]), settings["epoch"]) == (len(numbers), result["epoch"])
+
+
+@pytest.mark.slow
+def test_killed_while_the_state_of_an_earlier_version_is_brought_up_to_date(tmp_path, starter):
+    """A kill before each statement of the migration: requests are numbered once, and nothing of them is lost."""
+    world = World(tmp_path)
+    for day in range(3):
+        world.day(day, shift=1.0)
+    old = (Path(__file__).parent / "state_before_seq.sql").read_text()
+    task = world.task({"alerts": {"drift": {"drift": {}}}}) | {"policy": "killed"}
+    state = state_of(task, tmp_path)
+
+    def begin() -> None:
+        shutil.rmtree(state.parent, ignore_errors=True)
+        state.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(state)) as file:
+            file.executescript(old)
+
+    begin()
+    statements = migration(state)
+    clean = evaluate(task, tmp_path, wall(DAYS))
+    assert len(clean["triggers"] + clean["proposals"]) == 3
+    for number in range(statements + 1):
+        begin()
+        starter.killed_after(number, task, tmp_path)
+        for _ in range(2):
+            result = evaluate(task, tmp_path, wall(DAYS))
+            numbered(state, result)
+            assert result == clean | {"epoch": result["epoch"]}
+        assert result["epoch"] != clean["epoch"]
+
+
+def migration(state: Path) -> int:
+    """How many SQL statements bring a state of an earlier version up to date."""
+    seen: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sqlite3, "connect", traced)
+        with opened(state):
+            pass
+    assert any(statement.startswith("ALTER TABLE") for statement in seen)
+    assert seen[-1] == "COMMIT"
+    return len(seen)
 
 
 def state_of(task: dict[str, Any], root: Path) -> Path:

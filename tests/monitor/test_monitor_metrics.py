@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from mlspec.kinds.training_job import METRICS
+from mlspec.gates import METRICS
 from mlspec_runtime import metrics as training
 from mlspec_runtime.monitor import metrics
 from mlspec_runtime.monitor.truth import final_time

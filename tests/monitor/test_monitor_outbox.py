@@ -131,7 +131,7 @@ def test_secrets_come_from_the_environment_and_stay_out_of_the_report(store, inb
     outbox.deliver(store, targets, 10.0)
     assert inbox.got[0][1]["Authorization"] == "t0ken"
     assert "s3cret" not in json.dumps(outbox.report(store))
-    assert outbox.report(store)[0]["problem"] == "the environment variable TOKEN is not set"
+    assert outbox.report(store)[0]["problem"] == "TOKEN is not set"
 
 
 @pytest.mark.parametrize(

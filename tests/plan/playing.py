@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,14 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlspec.lifecycle import PERSON, Request
 from mlspec.manifest import digest
 from mlspec_reconciler import apply, bundle, load, observe, terminal
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.clusters.memory import MemoryCluster
-from mlspec_reconciler.reconcile import Consent, Round, Wanted, look
+from mlspec_reconciler.remembered import request_row
 from mlspec_reconciler.show import plan as show
+from mlspec_reconciler.state import Session
+from mlspec_reconciler.step import (
+    APPLY_CONSENT,
+    Consent,
+    DesiredState,
+    Memory,
+    Observation,
+    observe_and_plan,
+    step,
+)
 
 ROUNDS = 30
+CLOCK = itertools.count(1_700_000_000.0)
+"""Wall clock of the stories: a second a look."""
 
 
 @dataclass
@@ -40,7 +54,7 @@ class Script:
         )
 
 
-def wanted(root: Path, target: str | None = None) -> Wanted:
+def wanted(root: Path, target: str | None = None) -> DesiredState:
     """The project in a folder; its diagnostics fail the test."""
     loaded = load.load([root], root=root)
     assert loaded.project is not None, [str(one) for one in loaded.diagnostics]
@@ -48,23 +62,28 @@ def wanted(root: Path, target: str | None = None) -> Wanted:
     files, more = observe.source_files(loaded.project, root)
     assert not [*problems, *more], [*problems, *more]
     chosen = loaded.project.settings.targets[target or next(iter(loaded.project.settings.targets))]
-    return Wanted(loaded.project, chosen, code, files)
+    return DesiredState(loaded.project, chosen, code, files)
 
 
-def settle(project: Wanted, cluster: MemoryCluster, script: Script, *, retry: bool = True) -> list[str]:
+def settle(project: DesiredState, cluster: MemoryCluster, script: Script, *, retry: bool = True) -> list[str]:
     """Apply until nothing moves, as `reconcile` does, and tell what happened: one line per write and end of a run."""
     story: list[str] = []
+    memory = Memory()
     for _ in range(ROUNDS):
-        seen = look(project, cluster, Consent(retry=retry))
-        outcomes = apply.perform(seen.plan, project.project, cluster)
-        story += [_told(one) for one in outcomes]
-        assert not [one.error for one in outcomes if one.error]
-        retry = False
+        done = step(project, cluster, cluster.state, Consent(retry=retry), next(CLOCK), memory)
+        memory = done.memory
+        story += [_told(one) for one in done.outcomes]
+        assert not [one.error for one in done.outcomes if one.error]
         ended = [line for one in cluster.list() if (line := end(one, cluster, script))]
         story += ended
-        if not outcomes and not ended:
+        if not done.outcomes and not done.stored and not ended:
             return story
     raise AssertionError(f"does not settle: {story}")
+
+
+def look(project: DesiredState, cluster: MemoryCluster, consent: Consent = APPLY_CONSENT) -> Observation:
+    """What a plan finds."""
+    return observe_and_plan(project, cluster, Session.open(cluster.state, "look"), consent, next(CLOCK))
 
 
 def _told(outcome: apply.Outcome) -> str:
@@ -123,7 +142,7 @@ def result(step: Mapping[str, Any], title: str, run: str, script: Script) -> dic
             return took
 
 
-def text(project: Wanted, seen: Round) -> str:
+def text(project: DesiredState, seen: Observation) -> str:
     """The plan as `mlspec plan` prints it."""
     return show.text(terminal.plan_rows(project, seen), seen.plan, "laptop", False)
 
@@ -163,9 +182,17 @@ def revision(case: Path, name: str, folder: Path) -> Path:
 
 
 def _trigger(triggers: list[dict[str, Any]], cluster: MemoryCluster) -> None:
-    """As a monitoring policy reports requests; `RUN` stands for the run that serves."""
+    """As a monitoring policy reports requests: made for what git said when the policy was compiled."""
     live = {one.key.name: one for one in cluster.list()}
     serving = next((one.body["spec"]["data"]["run"] for one in live.values() if one.key.kind == "Record"), "")
     schedule = next(one for one in live.values() if one.key.kind == "Schedule")
-    requests = [{**one, "run": serving} for one in triggers]
+    made_for = next(iter(schedule.body["spec"]["step"]["document"]["made_for"].values()), "")
+    for one in triggers:
+        if one["action"] == "refresh":
+            row = Request(
+                one["id"], "refresh", one["dataset"], PERSON, one["at"], next(CLOCK), reason=one["reason"]
+            )
+            Session.open(cluster.state, "test").put([request_row(row)])
+    triggers = [one for one in triggers if one["action"] != "refresh"]
+    requests = [{**one, "run": serving, "made_for": made_for, "made": next(CLOCK)} for one in triggers]
     cluster.settle(schedule.key, {"phase": "ready", "lastResult": {"summary": "drift", "triggers": requests}})

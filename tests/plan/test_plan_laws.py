@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from mlspec.manifest import Key
 from mlspec.workload import code_key
-from mlspec_reconciler import apply, inventory, load
+from mlspec_reconciler import inventory, load
 from mlspec_reconciler.bundle import Bundle
 from mlspec_reconciler.cluster import Conflict, Object
 from mlspec_reconciler.clusters.memory import MemoryCluster
-from mlspec_reconciler.reconcile import Wanted, look
+from mlspec_reconciler.state import Put, Session
+from mlspec_reconciler.step import DesiredState
 from plan.playing import Script, end, settle
+from stepping import look, perform
 
 LAWS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WINDOWS = ("1h", "3h", "1d")
@@ -83,7 +85,7 @@ def spec(slot: str, variant: int) -> dict[str, Any]:
             }
 
 
-def repository(draw: Draw, target: Mapping[str, Any] | None = None) -> Wanted:
+def repository(draw: Draw, target: Mapping[str, Any] | None = None) -> DesiredState:
     """The project of a draw on a target, this machine by default; resources whose references are missing are left out."""
     kept: dict[str, dict[str, Any]] = {}
     for slot, (kind, needs) in SLOTS.items():
@@ -104,7 +106,7 @@ def repository(draw: Draw, target: Mapping[str, Any] | None = None) -> Wanted:
         code_key("specs.yaml", entry): Bundle(digest, {entry.partition(":")[0]: b"# never runs\n"})
         for entry, digest in entries.items()
     }
-    return Wanted(loaded.project, loaded.project.settings.targets["random"], code)
+    return DesiredState(loaded.project, loaded.project.settings.targets["random"], code)
 
 
 def state(cluster: MemoryCluster) -> dict[Key, Any]:
@@ -116,20 +118,35 @@ class Killed(BaseException):
     """The process dies here."""
 
 
+def held(cluster: MemoryCluster) -> inventory.Inventory:
+    """What the inventory holds."""
+    return inventory.read(Session.open(cluster.state, "test"), cluster.identity)
+
+
 class Fragile(MemoryCluster):
     """Dies at the write after `left` more; checks that each write was announced in the inventory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left = 10**9
+        kept = self.state
+        commit = kept.commit
+
+        def one_by_one(token: int, writes: Sequence[Put]) -> None:
+            """As ConfigMaps are written: killed in between, the first rows are there."""
+            for put in writes:
+                self.left -= 1
+                if self.left < 0:
+                    raise Killed
+                commit(token, [put])
+
+        kept.commit = one_by_one  # type: ignore[method-assign]
 
     def _announced(self, key: Key) -> None:
         self.left -= 1
         if self.left < 0:
             raise Killed
-        assert any(key in entry.objects for entry in inventory.read(self).entries.values()), (
-            f"{key} is not announced"
-        )
+        assert any(key in entry.objects for entry in held(self).entries.values()), f"{key} is not announced"
 
     def create(self, body: Mapping[str, Any], annotations: Mapping[str, str]) -> Object:
         meta = body["metadata"]
@@ -139,12 +156,6 @@ class Fragile(MemoryCluster):
     def delete(self, key: Key, uid: str) -> None:
         self._announced(key)
         super().delete(key, uid)
-
-    def set_note(self, name: str, document: Mapping[str, Any]) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        super().set_note(name, document)
 
 
 @LAWS
@@ -177,8 +188,8 @@ def test_a_killed_apply_is_finished_by_the_next(before: Draw, after: Draw, first
             settle(wanted, cluster, Script())
         cluster.left = 10**9
         assert state(cluster) == state(smooth)
-        held = {key for entry in inventory.read(cluster).entries.values() for key in entry.objects}
-        assert {one.key for one in cluster.list()} <= held
+        announced = {key for entry in held(cluster).entries.values() for key in entry.objects}
+        assert {one.key for one in cluster.list()} <= announced
 
 
 @LAWS
@@ -201,13 +212,13 @@ def test_what_others_made_is_never_touched(draws: list[Draw], names: list[str]) 
         wanted = repository(draw)
         for _ in range(8):
             seen = look(wanted, cluster)
-            for outcome in apply.perform(seen.plan, wanted.project, cluster):
+            for outcome in perform(wanted, cluster, seen):
                 assert not outcome.error or outcome.write.key in theirs or "kept back" in outcome.error
             for one in list(cluster.list()):
                 if one.key not in theirs:
                     end(one, cluster, Script())
         assert {key: cluster.get(key) for key in theirs} == theirs
-    for one in inventory.alive(cluster):
+    for one in inventory.alive(cluster, held(cluster)):
         cluster.delete(one.key, one.uid)
     assert {one.key: one for one in cluster.list()} == theirs
 
@@ -218,10 +229,11 @@ def test_a_plan_looks_and_does_not_touch(before: Draw, after: Draw) -> None:
     """Looking twice gives the same plan and changes nothing, or no reviewer could trust it."""
     cluster = MemoryCluster()
     settle(repository(before), cluster, Script())
-    held = {one.key: one for one in cluster.list()}
+    objects, rows = {one.key: one for one in cluster.list()}, cluster.state.read()
     wanted = repository(after)
     assert look(wanted, cluster).plan == look(wanted, cluster).plan
-    assert {one.key: one for one in cluster.list()} == held
+    assert {one.key: one for one in cluster.list()} == objects
+    assert cluster.state.read() == rows
 
 
 def test_a_write_over_a_changed_object_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from mlspec.kinds.training_job import METRICS
+from mlspec.gates import METRICS
 from mlspec_runtime import metrics
 from mlspec_runtime.metrics import Outcome
 

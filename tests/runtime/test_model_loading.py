@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 
-from mlspec_runtime import model, save
+from mlspec_runtime import code, model, save
 from mlspec_runtime.task import TaskError
 from mlspec_runtime.train import columns_of
 
@@ -30,6 +30,24 @@ def stored(estimator: Any, rows: pd.DataFrame, folder: Path) -> model.Model:
     manifest = save.describe(estimator, rows, folder)
     save.write(estimator, manifest, folder / "model", ["scikit-learn"], folder)
     return model.load(folder / "model")
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8", b""), ("utf-8", b"\xef\xbb\xbf"), ("latin-1", b"")])
+def test_requirements_are_read_from_code_in_its_own_encoding(
+    tmp_path: Path, encoding: str, mark: bytes
+) -> None:
+    """A long training must not end with an error about a letter; a module of the project is no requirement."""
+    folder = tmp_path / f"{encoding}{len(mark)}"
+    folder.mkdir()
+    text = (
+        f"# -*- coding: {encoding} -*-\nimport httpx, hatchling\nNAME = 'Zürich'\ndef f():\n    return NAME\n"
+    )
+    (folder / "entry.py").write_bytes(mark + text.encode(encoding))
+    (folder / "hatchling.py").write_text("")
+    assert code.load("entry.py:f", folder)() == "Zürich"
+    found = [line.partition("==")[0] for line in save.frozen(LogisticRegression(), folder)]
+    assert "httpx" in found
+    assert "hatchling" not in found
 
 
 def cancer() -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -67,6 +67,16 @@ def test_a_missing_import_names_the_package_and_the_line(tmp_path: Path) -> None
     assert caught.value.message == "deep.py:2: the module no_such_library is not installed"
 
 
+def test_a_missing_import_by_name_has_the_users_line(tmp_path: Path) -> None:
+    """Python's own import machinery lies between, and nobody can change that."""
+    folder = write(
+        tmp_path, entry="import importlib\ndef f(name):\n    return importlib.import_module(name)\n"
+    )
+    with pytest.raises(TaskError) as caught:
+        code.call(code.load("entry.py:f", folder), folder, {"name": "no_such_library"})
+    assert caught.value.message == "entry.py:3: the module no_such_library is not installed"
+
+
 def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
     """Before anything ran."""
     with pytest.raises(TaskError, match=r"entry\.py:2: SyntaxError: "):

@@ -244,8 +244,9 @@ def test_shadow_steps_do_not_answer(root: Path) -> None:
     run = Run(request({"a": [1.0], "b": [0.0]}), len(made.names))
     assert np.round(made.answer(run)["prediction"]).tolist() == [10]
     assert run.models == ("m10-1",)
-    [(name, features, output)] = made.run_shadow(run)
-    assert (name, np.round(output["prediction"]).tolist(), set(features)) == ("m90-1", [90], {"a", "b"})
+    [seen] = made.run_shadow(run)
+    assert (seen.models, np.round(seen.output["prediction"]).tolist()) == (("m90-1",), [90])
+    assert set(seen.features) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -369,9 +370,12 @@ async def _timed(made: Plan, started: float) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown step": ({"m": {"model": "m10", "after": ["zz"]}}, "names the step zz, which does not exist"),
-    "cycle": ({"a": {"python": "x", "after": ["b"]}, "b": {"python": "x", "after": ["a"]}}, "cycle"),
-    "several answers": ({"a": {"model": "m10"}, "b": {"model": "m20"}}, "several steps could answer: "),
+    "unknown step": ({"m": {"model": "m10", "after": ["zz"]}}, 'no step is called "zz"'),
+    "cycle": (
+        {"a": {"python": "x", "after": ["b"]}, "b": {"python": "x", "after": ["a"]}},
+        "wait for each other",
+    ),
+    "several answers": ({"a": {"model": "m10"}, "b": {"model": "m20"}}, "2 steps could answer: a, b"),
     "unknown model": ({"m": {"model": "zz"}}, "no run of the model zz"),
     "unknown code": ({"m": {"python": "zz.py:f"}}, "the code of zz.py:f"),
     "expression": (

@@ -346,6 +346,33 @@ def test_shadow_answers_are_logged_apart(server: s.Server) -> None:
     assert [(row["model"], round(row["prediction"])) for row in server.logged(1)] == [("old-1", 1)]
 
 
+def test_a_shadow_branch_is_logged_by_what_it_comes_to(server: s.Server) -> None:
+    """The candidate's own post-processing belongs to its prediction; a batch of rows is logged row by row."""
+    plus = "def step(columns):\n    return {'prediction': columns['prediction'] + 1}\n"
+    split = {"arms": [{"step": "old", "weight": 100}], "shadow": ["new"]}
+    server.use(
+        s.task(
+            {
+                "ab": {"split": split},
+                "old": {"model": "old"},
+                "new": {"model": "new"},
+                "post": {"python": "x", "after": ["new"]},
+                "last": {"python": "x", "after": ["post"]},
+            },
+            models={"old": {"run": "old-1", "path": "m1"}, "new": {"run": "new-2", "path": "m3"}},
+            code={name: s.python(server.root, name, plus) for name in ("post", "last")},
+            log={"flush": "50ms"},
+        )
+    )
+    assert server.infer({"id": "branch", **s.v2(rows=2)}).column() == [pytest.approx(1)] * 2
+    ids = ("branch/0", "branch/1")
+    logged = server.logged(2, shadow=True, only=ids)
+    assert [(row["id"], row["model"], round(row["prediction"])) for row in logged] == [
+        (one, "new-2", 5) for one in ids
+    ]
+    assert [round(row["prediction"]) for row in server.logged(2, only=ids)] == [1, 1]
+
+
 def test_a_full_log_drops_and_counts(tmp_path: Path) -> None:
     """The log must never make a caller wait, nor grow without bound."""
     log = RequestLog(tmp_path, 1.0, 3600, capacity=10)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
+import pytest
+
 from mlspec.diagnostics import Problem
+from mlspec.kind_table import KINDS
 from mlspec.project import Project, build, topological
+from mlspec.resource import replaced
 
 VALID = (Path(__file__).parent / "valid/everything.yaml").read_text()
 
@@ -49,6 +54,33 @@ def test_comments_and_key_order_do_not_change_a_digest() -> None:
     other = "# why\nkind: Dataset\napiVersion: mlspec.dev/v1alpha1\nspec:\n  key: [x]  # id\n  source:\n    csv: 'a.csv'\nmetadata: {name: a}\n"
     assert linked(text).digests == linked(other).digests
     assert linked(text).digests != linked(text.replace("[x]", "[z]")).digests
+
+
+@pytest.mark.parametrize(
+    "around", ["{} -- why", "/* why */ {}", "{};", "\n{}\n", "-- 'größer'\n{} ; -- end", "{} /* a\nb */"]
+)
+def test_comments_in_sql_change_neither_digests_nor_what_runs(around: str) -> None:
+    """Every expression of every kind is put into its normal form once, here; otherwise a comment would retrain a model."""
+    plain = linked()
+    texts, places = {}, 0
+    for resource in plain.catalog.resources.values():
+        data = plain.documents[resource.id].data
+        for use in KINDS[resource.kind].expressions(resource.spec, plain.catalog):
+            data = replaced(data, use.path, around.format(use.text))
+            places += 1
+        texts[f"{resource.kind}-{resource.name}.json"] = json.dumps(data)
+    typed = build(texts).project
+    assert typed is not None
+    assert places > 10
+    assert typed.digests == plain.digests
+    specs = {one.id: one.spec for one in typed.order}
+    assert {id_: spec.document() for id_, spec in specs.items()} == {
+        one.id: one.spec.document() for one in plain.order
+    }
+    assert specs == {one.id: one.spec for one in plain.order}
+    other = build(texts | {"Dataset-flights.json": texts["Dataset-flights.json"].replace("'XX'", "'--'")})
+    assert other.project is not None
+    assert other.project.digests["Dataset/flights"] != plain.digests["Dataset/flights"]
 
 
 def test_later_steps_can_point_into_the_text() -> None:

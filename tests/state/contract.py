@@ -69,9 +69,38 @@ class Contract:
         assert Session.open(again(), "x").get(Table.RUNS, "r") == {"by": "new"}
         assert Session.open(again(), "x").rows(Table.MARKS) == {}
 
+    def test_one_row_that_moved_holds_back_all(self, store: StateStore, again: Again) -> None:
+        """Half of a decision is none: what was written beside the row that moved was decided on the old one, too."""
+        mine, theirs = Session.open(store, "a"), Session.open(again(), "a")
+        theirs.put([(Table.RUNS, "b", {"by": "them"})])
+        with pytest.raises(Conflict):
+            mine.put([(Table.RUNS, name, {"by": "me"}) for name in ("a", "b", "c")])
+        assert Session.open(again(), "a").rows(Table.RUNS) == {"b": {"by": "them"}}
+
     def test_the_same_holder_keeps_its_token(self, store: StateStore, again: Again) -> None:
         """A quiet driver writes nothing, also not that it is still there."""
         assert store.take("a") == store.take("a") == again().take("a")
+
+    def test_who_was_replaced_can_take_over_again(self, store: StateStore, again: Again) -> None:
+        """By a greater token, never by the one that it had."""
+        first, second = store.take("a"), again().take("b")
+        third = store.take("a")
+        assert first < second < third
+        store.commit(third, [Put(Table.RUNS, "r", {"n": 1}, 0)])
+        for token in (first, second):
+            with pytest.raises(Fenced):
+                again().commit(token, [Put(Table.RUNS, "r", {"n": 2}, 1)])
+
+    def test_what_a_caller_does_to_a_value_is_not_written(self, store: StateStore, again: Again) -> None:
+        """A store that keeps rows in memory must not write what somebody has changed in place."""
+        runs = ["r-1"]
+        token = store.take("a")
+        store.commit(token, [Put(Table.MODELS, "m", {"runs": runs}, 0)])
+        runs.append("changed")
+        store.commit(token, [Put(Table.MODELS, "second", {"n": 1}, 0)])
+        store.read()[Table.MODELS]["m"].value["runs"].append("changed, too")
+        store.commit(token, [Put(Table.MODELS, "third", {"n": 1}, 0)])
+        assert Session.open(again(), "a").get(Table.MODELS, "m") == {"runs": ["r-1"]}
 
     def test_what_is_so_already_is_not_written(self, store: StateStore) -> None:
         """A quiet step has no writes."""
@@ -106,3 +135,17 @@ class Contract:
         assert all(not rows for rows in again().read().values())
         Session.open(again(), "b").put([(Table.RUNS, "r", {"n": 2})])
         assert Session.open(again(), "a").get(Table.RUNS, "r") == {"n": 2}
+
+    def test_who_slept_through_the_end_brings_nothing_back(self, store: StateStore, again: Again) -> None:
+        """A controller that is paused while a person purges the project, and maybe begins anew, is not part of either."""
+        old, person = store, again()
+        token = old.take("controller")
+        old.commit(token, [Put(Table.RUNS, "r", {"n": 1}, 0)])
+        person.clear()
+        with pytest.raises(Fenced):
+            old.commit(token, [Put(Table.RUNS, "s", {"n": 1}, 0)])
+        assert all(not rows for rows in again().read().values())
+        person.commit(person.take("person"), [Put(Table.RUNS, "new", {"n": 1}, 0)])
+        with pytest.raises(Fenced):
+            old.commit(token, [Put(Table.RUNS, "s", {"n": 1}, 0)])
+        assert Session.open(again(), "x").rows(Table.RUNS) == {"new": {"n": 1}}

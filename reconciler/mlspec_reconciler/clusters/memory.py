@@ -15,6 +15,7 @@ from typing import Any
 from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import STOPPED, Conflict, Object, Preview, key_of
+from mlspec_reconciler.state import MemoryState
 
 JSON = Mapping[str, Any]
 
@@ -26,9 +27,10 @@ class MemoryCluster:
 
     def __init__(self) -> None:
         self.identity = f"memory/{uuid.uuid4().hex}"
+        self.state = MemoryState()
         self._objects: dict[Key, Object] = {}
         self._runs: dict[str, RunFact] = {}
-        self._notes: dict[str, JSON] = {}
+        self.state = MemoryState()
         self._log: list[Key] = []
         """The key of each change; its length is the newest version."""
         self._changed = threading.Condition()
@@ -84,9 +86,10 @@ class MemoryCluster:
                     self._runs[key.name] = replace(fact, phase="failed", message="deleted before it ended")
                 self._note_change(key)
 
-    def cancel(self, live: Object) -> None:
+    def cancel(self, live: Object) -> RunFact | None:
         """End a run badly."""
         self.fail(live.key.name, STOPPED)
+        return None
 
     def retry(self, live: Object) -> bool:
         """Runs begin anew here."""
@@ -104,10 +107,6 @@ class MemoryCluster:
         with self._changed:
             return dict(self._runs)
 
-    def remember(self, name: str, fact: RunFact) -> None:
-        """Keep how a run ended."""
-        self._runs[name] = fact
-
     def lacks(self, kinds: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         """Every kind is known."""
         return {}
@@ -115,18 +114,6 @@ class MemoryCluster:
     def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
         """Everything is permitted."""
         return ()
-
-    def note(self, name: str) -> JSON | None:
-        """A document that was kept with `set_note`."""
-        return self._notes.get(name)
-
-    def set_note(self, name: str, document: JSON) -> None:
-        """Keep a document."""
-        self._notes[name] = dict(document)
-
-    def forget(self) -> None:
-        """Drop the documents; the history of runs stays."""
-        self._notes.clear()
 
     def printed(self, live: Object, lines: int) -> Mapping[str, str]:
         """Nothing runs here."""

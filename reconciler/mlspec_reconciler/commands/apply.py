@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
-from mlspec_reconciler import guards, planfile, terminal, workspace
+from mlspec_reconciler import checkout, guards, planfile, terminal, workspace
+from mlspec_reconciler.drivers.lock import exclusive
+from mlspec_reconciler.drivers.once import reconcile
 from mlspec_reconciler.plan import Action
-from mlspec_reconciler.reconcile import Consent, health, look, moving, reconcile
 from mlspec_reconciler.show import plan as show
 from mlspec_reconciler.show import status
 from mlspec_reconciler.show.progress import Progress
+from mlspec_reconciler.step import Consent, Memory, health, moving, observe_and_plan, step
 
 
 @click.command()
@@ -43,7 +45,7 @@ from mlspec_reconciler.show.progress import Progress
     type=float,
     default=86400.0,
     show_default=True,
-    help="Seconds to wait; runs go on without us.",
+    help="Stop waiting after this many seconds; runs continue.",
 )
 def command(
     path: Path,
@@ -72,9 +74,10 @@ def command(
             return 1
         saved, path, target = read, Path(), read["target"]
     project, wanted = terminal.opened(path, target)
-    cluster = project.workspace.cluster(wanted)
+    reached = project.workspace.reach(wanted)
+    cluster = reached.cluster
     consent = Consent(replacing=allow_replace, adopt=frozenset(adopt))
-    seen = look(wanted, cluster, consent, ask=True)
+    seen = observe_and_plan(wanted, cluster, reached.session(), consent, time.time(), ask=True)
     consent = replace(consent, deletes=frozenset(one.resource for one in seen.plan.of(Action.DELETE)))
     if saved is not None and (reasons := planfile.moved(saved, project, seen)):
         listed = "\n".join(f"  {reason}" for reason in reasons)
@@ -83,12 +86,20 @@ def command(
         )
         return 1
     rows = terminal.plan_rows(wanted, seen)
-    click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
+    edited = checkout.uncommitted(wanted.project.source)
+    click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored(), edited))
     allowed = {guards.DELETES: allow_deletes, guards.CLUSTER: allow_other_cluster}
     refusals = [one for one in guards.refusals(project, seen, cluster) if not allowed.get(one.allow)]
+    if wanted.project.settings.suspend and all(one.code == guards.SUSPENDED for one in refusals):
+        wanted = workspace.stage(project, cluster)
+        with exclusive(project.workspace.lock):
+            step(wanted, cluster, reached.state, consent, time.time(), Memory(), reached.holder)
+        click.echo("Recorded: from now on nothing is written, and no run is started. What runs goes on.")
     if refusals:
         click.echo("\n".join(map(str, refusals)), err=True)
         return 1
+    if wanted.project.settings.suspend:
+        return 0
     replaced = [write for change in seen.plan.changes for write in change.writes if write.forced_by]
     if replaced and not allow_replace:
         names = ", ".join(str(write.key) for write in replaced)
@@ -100,13 +111,21 @@ def command(
         return 1
     if not seen.plan.empty and saved is None:
         terminal.consent("Apply this?", yes)
-    workspace.stage(project, cluster)
+    wanted = workspace.stage(project, cluster)
     live = sys.stderr.isatty()
     started = time.monotonic()
     with Progress(wanted.target, click.echo, live) as progress:
         lock = project.workspace.lock
         end = reconcile(
-            wanted, cluster, lock, progress.report, consent, deadline=started + timeout, say=_wait
+            wanted,
+            cluster,
+            reached.state,
+            lock,
+            progress.report,
+            consent,
+            holder=reached.holder,
+            deadline=started + timeout,
+            say=_wait,
         )
     told = "\n".join([*progress.failures, *progress.refused])
     failures = [*progress.failures, *progress.refused]

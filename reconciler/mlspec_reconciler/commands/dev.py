@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from mlspec_reconciler import terminal, watch
-from mlspec_reconciler.reconcile import look
 from mlspec_reconciler.show import plan as show
+from mlspec_reconciler.step import observe_and_plan
 
 
 @click.command()
@@ -33,6 +33,7 @@ def _once(path: Path, target: str | None) -> None:
         project, wanted = terminal.opened(path, target)
     except click.exceptions.Exit:
         return
-    seen = look(wanted, project.workspace.cluster(wanted))
+    reached = project.workspace.reach(wanted)
+    seen = observe_and_plan(wanted, reached.cluster, reached.session(), now=time.time())
     rows = terminal.plan_rows(wanted, seen)
     click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))

@@ -9,6 +9,10 @@ from pathlib import Path
 import click
 
 from mlspec_reconciler import inventory, terminal, workspace
+from mlspec_reconciler.clusters.local.store import CONTROLLER
+
+_OURS = {"supervisor": "*.log", CONTROLLER: f"supervisor/{CONTROLLER}/*.log"}
+"""What is no resource, and its files below `logs`."""
 
 
 @click.command()
@@ -17,19 +21,20 @@ from mlspec_reconciler import inventory, terminal, workspace
 @click.option("--lines", "-n", default=200, show_default=True, help="Last lines of each file.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
 def command(what: str, path: Path, target: str | None, lines: int, follow: bool) -> int:
-    """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor`.
+    """Print the logs of a resource (`TrainingJob/NAME`), of one run (its name), or of the `supervisor` or the `controller`
+    of this machine.
 
     \b
     mlspec logs TrainingJob/late-arrival
     mlspec logs late-arrival-7c1e9a02 --follow
     """
-    found = workspace.connect(path, target)
+    found = workspace.connect(path, target) if what not in _OURS else None
     if found is not None and found.wanted.target.kubernetes is not None:
         return _of_pods(found, what, lines, follow)
     place = workspace.find(path)
     files = list(_files(place, what))
     if not files:
-        known = sorted(inventory.read(place.local).entries) if place.home.exists() else []
+        known = sorted(inventory.read(place.session(), place.local.identity).entries)
         click.echo(
             f"error[no-logs]: there are no logs of {what}; resources with logs are among: {', '.join(known)}",
             err=True,
@@ -67,7 +72,8 @@ def _of_pods(found: workspace.Connected, what: str, lines: int, follow: bool) ->
                     click.echo(text.removeprefix(before), nl=False)
                 shown[title] = text
         if not shown:
-            known = ", ".join(sorted(inventory.read(found.cluster).entries))
+            held = inventory.read(found.reached.session(), found.cluster.identity)
+            known = ", ".join(sorted(held.entries))
             words = f"error[no-logs]: there are no pods of {what}; resources are: {known}"
             click.echo(f"{words}\n  {_archive(found)}", err=True)
             return 1
@@ -86,13 +92,13 @@ def _archive(found: workspace.Connected) -> str:
 
 def _files(place: workspace.Workspace, what: str) -> Iterator[Path]:
     logs = place.home / "logs"
-    if what == "supervisor":
-        yield from sorted(logs.glob("*.log"))
+    if what in _OURS:
+        yield from sorted(logs.glob(_OURS[what]))
         return
     if not place.home.exists():
         return
     if "/" in what:
-        entry = inventory.read(place.local).entries.get(what)
+        entry = inventory.read(place.session(), place.local.identity).entries.get(what)
         names = (
             [key.name for key in entry.objects if key.kind != "Run" or key.name == entry.run] if entry else []
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
 
-from mlspec_reconciler import guards, planfile, terminal
-from mlspec_reconciler.reconcile import look
+from mlspec_reconciler import checkout, guards, planfile, terminal
 from mlspec_reconciler.show import plan as show
+from mlspec_reconciler.step import observe_and_plan
 
 
 @click.command()
@@ -33,19 +34,19 @@ def command(path: Path, target: str | None, output: str, out: Path | None, detai
     mlspec plan --out plan.json && mlspec apply plan.json
     """
     project, wanted = terminal.opened(path, target)
-    cluster = project.workspace.cluster(wanted)
-    seen = look(wanted, cluster, ask=True)
-    refusals = guards.refusals(project, seen, cluster)
+    reached = project.workspace.reach(wanted)
+    seen = observe_and_plan(wanted, reached.cluster, reached.session(), now=time.time(), ask=True)
+    refusals = guards.refusals(project, seen, reached.cluster)
     rows = terminal.plan_rows(wanted, seen)
+    edited = checkout.uncommitted(wanted.project.source)
     match output:
         case "json":
-            click.echo(
-                json.dumps(show.document(seen.plan, terminal.locator(wanted), project.target_name), indent=2)
-            )
+            locate = terminal.locator(wanted)
+            click.echo(json.dumps(show.document(seen.plan, locate, project.target_name, edited), indent=2))
         case "markdown":
-            click.echo(show.markdown(rows, seen.plan, project.target_name))
+            click.echo(show.markdown(rows, seen.plan, project.target_name, edited))
         case _:
-            click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored()))
+            click.echo(show.text(rows, seen.plan, project.target_name, terminal.colored(), edited))
     for refusal in refusals:
         click.echo(str(refusal), err=True)
     if out is not None:

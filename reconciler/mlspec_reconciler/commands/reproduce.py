@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from mlspec_reconciler import terminal, workspace
+from mlspec_reconciler import remembered, terminal, workspace
+from mlspec_reconciler.clusters.local import processes
 
 
 @click.command()
@@ -35,15 +36,17 @@ def command(run: str, path: Path, target: str | None, output: str) -> int:
         )
         click.echo(f"error[not-here]: {words}", err=True)
         return 1
-    fact = connected.cluster.runs().get(run) if connected is not None else None
+    fact = remembered.runs(connected.reached.session()).get(run) if connected is not None else None
     if fact is None or fact.phase != "succeeded" or "train" not in fact.results:
         click.echo(
             f"error[unknown-run]: there is no finished training {run} here; list them with: mlspec runs",
             err=True,
         )
         return 1
-    arguments = [sys.executable, "-m", "mlspec_runtime.reproduce", run, "--root", str(place.storage)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    arguments = [sys.executable, "-P", "-m", "mlspec_runtime.reproduce", run, "--root", str(place.storage)]
+    # As a step of a run is started: no code that the run could not have had.
+    environment = processes.inherited()
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode not in (0, 2):  # the runtime has said why
         return 1
     report = json.loads(done.stdout)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mlspec_reconciler import apply, guards, terminal, workspace
+from mlspec_reconciler.drivers.lock import exclusive
 from mlspec_reconciler.plan import Reason
-from mlspec_reconciler.reconcile import Consent, exclusive, look
+from mlspec_reconciler.step import Consent, making, observe_and_plan
 
 
 @click.command()
@@ -28,7 +30,8 @@ def command(run: str, path: Path, target: str | None, yes: bool) -> int:
         click.echo("Nothing is applied here.")
         return 0
     cluster, wanted = found.cluster, found.wanted
-    seen = look(wanted, cluster, Consent(retry=True))
+    session, now = found.reached.session(), time.time()
+    seen = observe_and_plan(wanted, cluster, session, Consent(retry=True), now)
     failed = {change.run: change for change in seen.plan.changes if change.reason is Reason.RETRY}
     if run not in failed:
         names = ", ".join(sorted(failed)) or "none"
@@ -54,7 +57,9 @@ def command(run: str, path: Path, target: str | None, yes: bool) -> int:
     live = next((one for one in seen.objects if one.key == failed[run].writes[0].key), None)
     if len(changes) > 1 or live is None or not cluster.retry(live):
         with exclusive(found.workspace.lock):
-            outcomes = apply.perform(seen.plan, wanted.project, cluster)
+            outcomes = apply.perform(
+                seen.plan, wanted.project, cluster, session, making=making(seen.compiled), now=now
+            )
         if errors := [one.error for one in outcomes if one.error]:
             click.echo(f"error[refused]: {'; '.join(errors)}", err=True)
             return 1

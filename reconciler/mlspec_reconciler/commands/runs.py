@@ -4,73 +4,66 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mlspec.lifecycle import Memory, State
 from mlspec.workload import RunFact
-from mlspec_reconciler import inventory, terminal, workspace
-from mlspec_reconciler.show.plan import duration
+from mlspec_reconciler import remembered, terminal, workspace
+from mlspec_reconciler.show import runs as show
+from mlspec_reconciler.step import CONTROLLER_CONSENT, observe_and_plan
 
 
 @click.command()
-@click.argument("resource", required=False)
+@click.argument("what", required=False)
 @terminal.folder_option
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(resource: str | None, path: Path, target: str | None, output: str) -> int:
-    """List the runs that were made here, newest last; also those whose objects are gone.
+def command(what: str | None, path: Path, target: str | None, output: str) -> int:
+    """List the runs that were made here, newest last; also those whose objects are gone. WHAT is a resource, or one run,
+    of which all is said: its data and who decided it, its gates, what it was compared with.
 
     \b
     mlspec runs
     mlspec runs TrainingJob/late-arrival
+    mlspec runs late-arrival-7c1e9a02
     """
-    connected, place = workspace.connect(path, target), workspace.find(path)
-    if connected is None and not place.home.exists():
-        click.echo("Nothing was applied here.")
-        return 0
-    cluster = connected.cluster if connected is not None else place.local  # the history outlives a destroy
-    names = None
-    if resource is not None:
-        entry = inventory.read(cluster).entries.get(resource)
-        names = {key.name for key in entry.objects} if entry else set()
-    found = [(name, fact) for name, fact in cluster.runs().items() if names is None or name in names]
-    found.sort(key=lambda item: _started(item[1]))
+    facts, lives, memories = _known(path, target)
+    found = show.collect(facts, lives, memories)
+    if what is not None:
+        chosen = [one for one in found if what in (one.name, one.fact.made.resource)]
+        if not chosen:
+            known = sorted({one.fact.made.resource for one in found} - {""})
+            words = f"there is no run {what} here, and no run of a resource of this name"
+            click.echo(
+                f"error[unknown-run]: {words}; there are runs of: {', '.join(known) or 'none'}", err=True
+            )
+            return 1
+        found = chosen
     if output == "json":
-        rows = [
-            {"run": name, "phase": fact.phase, "message": fact.message, "results": fact.results}
-            for name, fact in found
-        ]
-        click.echo(json.dumps({"version": 1, "runs": rows}, indent=2, default=str))
+        click.echo(json.dumps({"version": 1, "runs": show.document(found)}, indent=2, default=str))
         return 0
-    for name, fact in found:
-        click.echo(_row(name, fact))
+    if what is not None and len(found) == 1 and found[0].name == what:
+        click.echo(show.page(found[0]))
+        return 0
+    for one in found:
+        click.echo(show.row(one))
     if not found:
         click.echo("No runs yet.")
     return 0
 
 
-def _started(fact: RunFact) -> float:
-    return min((float(one.get("started", 0)) for one in fact.results.values()), default=float("inf"))
-
-
-def _row(name: str, fact: RunFact) -> str:
-    at, took, words = "", "", fact.message
-    if fact.results:
-        start = _started(fact)
-        end = max(float(one.get("finished", 0)) for one in fact.results.values())
-        at, took = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start)), duration(end - start)
-    if fact.phase == "succeeded":
-        words = _words(fact.results)
-    return f"{name:<36} {fact.phase:<10} {at:<19} {took:>8}  {words}".rstrip()
-
-
-def _words(results: Any) -> str:
-    if metrics := results.get("train", {}).get("metrics"):
-        return ", ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)
-        )
-    for step in ("dataset", "features"):
-        if step in results:
-            return f"{results[step].get('rows', 0):,} rows"
-    return ""
+def _known(
+    path: Path, target: str | None
+) -> tuple[Mapping[str, RunFact], Mapping[str, State], Mapping[str, Memory]]:
+    """Runs, models as the applied revision judges them, and what is remembered; the latter outlives a destroy."""
+    connected, place = workspace.connect(path, target), workspace.find(path)
+    if connected is None:
+        session = place.session()
+        kept = {**place.local.runs(), **remembered.runs(session)}
+        return kept, {}, remembered.memories(session)
+    session = connected.reached.session()
+    seen = observe_and_plan(connected.wanted, connected.cluster, session, CONTROLLER_CONSENT, time.time())
+    lives = {name: one.life for name, one in seen.compiled.lowered.items() if one.life is not None}
+    return seen.facts.runs, lives, seen.facts.memories

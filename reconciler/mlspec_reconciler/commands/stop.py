@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mlspec.compile import readings
-from mlspec_reconciler import terminal, workspace
+from mlspec.workload import RunFact
+from mlspec_reconciler import remembered, terminal, workspace
 
 
 @click.command()
@@ -38,6 +41,10 @@ def command(run: str, path: Path, target: str | None, yes: bool) -> int:
         click.echo(f"error[unknown-run]: {run} is not under way; these are: {names}", err=True)
         return 1
     terminal.consent(f"Stop {run}?", yes)
-    found.cluster.cancel(under_way[run])
+    if (end := found.cluster.cancel(under_way[run])) is not None:
+        session = found.reached.session()
+        before = remembered.runs(session).get(run, RunFact("pending"))
+        ended = replace(before, phase=end.phase, message=end.message, ended=time.time())
+        session.put([remembered.run_row(run, ended)])
     click.echo(f"Stopped {run}. Start it again with: mlspec apply{terminal.chosen(target)}")
     return 0

@@ -27,6 +27,7 @@ SHOWN = 5
 """Fields of one object that a plan lists."""
 AGAIN = (Reason.INPUT, Reason.TRIGGER)
 """Reasons to run once more what has run."""
+UNCOMMITTED = "The working tree has uncommitted changes: this is not the plan of a commit."
 Locate = Callable[[str, Path], Mark | None]
 """`(resource id, path in its spec) -> place in git`."""
 
@@ -176,10 +177,13 @@ def cause(plan: Plan) -> str:
     return f"{what} {verb}: {why}."
 
 
-def text(rows: Sequence[Line], plan: Plan, target: str, color: bool) -> str:
-    """For a terminal."""
+def text(rows: Sequence[Line], plan: Plan, target: str, color: bool, uncommitted: bool = False) -> str:
+    """For a terminal. `uncommitted`: the specs are not those of a commit."""
+    end = [UNCOMMITTED] if uncommitted else []
     if not rows:
-        return f"Nothing changes on {target}: {plan.unchanged} resources are as the specs say."
+        return "\n".join(
+            [f"Nothing changes on {target}: {plan.unchanged} resources are as the specs say.", *end]
+        )
     subject = max(len(row.subject) for row in rows)
     place = max(len(row.place) for row in rows)
     out = [headline, ""] if (headline := cause(plan)) else []
@@ -188,13 +192,14 @@ def text(rows: Sequence[Line], plan: Plan, target: str, color: bool) -> str:
             f"\x1b[{COLORS[row.symbol]}m{row.symbol}\x1b[0m" if color and row.symbol != " " else row.symbol
         )
         out.append(f"  {symbol} {row.subject:<{subject}}  {row.place:<{place}}  {row.words}".rstrip())
-    return "\n".join([*out, "", summary(plan)])
+    return "\n".join([*out, "", summary(plan), *end])
 
 
-def markdown(rows: Sequence[Line], plan: Plan, target: str) -> str:
+def markdown(rows: Sequence[Line], plan: Plan, target: str, uncommitted: bool = False) -> str:
     """For a pull request."""
+    end = ["", UNCOMMITTED] if uncommitted else []
     if not rows:
-        return f"**mlspec plan** on `{target}`: nothing changes."
+        return "\n".join([f"**mlspec plan** on `{target}`: nothing changes.", *end])
     said = [cause(plan), ""] if cause(plan) else []
     body = [f"### mlspec plan on `{target}`", "", *said, "| | what | where | why |", "|---|---|---|---|"]
     for row in rows:
@@ -205,15 +210,16 @@ def markdown(rows: Sequence[Line], plan: Plan, target: str) -> str:
             row.words.replace("|", "\\|"),
         )
         body.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*body, "", summary(plan)])
+    return "\n".join([*body, "", summary(plan), *end])
 
 
-def document(plan: Plan, locate: Locate, target: str) -> dict[str, Any]:
+def document(plan: Plan, locate: Locate, target: str, uncommitted: bool = False) -> dict[str, Any]:
     """For programs; `version` changes when a field changes its meaning."""
     return {
         "version": VERSION,
         "target": target,
         "cluster": plan.cluster,
+        "uncommitted": uncommitted,
         "summary": {str(action): len(plan.of(action)) for action in Action} | {"unchanged": plan.unchanged},
         "changes": [_change(change, locate) for change in plan.changes],
     }

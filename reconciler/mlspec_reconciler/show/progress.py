@@ -17,8 +17,8 @@ from mlspec.manifest import OWN
 from mlspec_reconciler.apply import Outcome
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.plan import ORIGIN, Verb, Write
-from mlspec_reconciler.reconcile import Round, health
 from mlspec_reconciler.show.plan import duration
+from mlspec_reconciler.step import Observation, health
 
 WORDS = {
     Verb.CREATE: "created",
@@ -61,7 +61,7 @@ class Progress:
         """Writes that failed in the newest round. Each round tries again what is still wanted."""
         return self._refused
 
-    def report(self, seen: Round, outcomes: list[Outcome]) -> None:
+    def report(self, seen: Observation, outcomes: list[Outcome]) -> None:
         """Print what is new since the round before. What passes by itself is not worth a line."""
         self._objects(seen)
         before = self._refused
@@ -70,7 +70,7 @@ class Progress:
             what = outcome.write.key
             if outcome.error:
                 words = _words(outcome)
-                if not outcome.passing and words not in before:
+                if not outcome.retryable and words not in before:
                     self._say(f"  x {words}")
             elif outcome.write.manifest is not None and outcome.write.manifest.title:
                 self._started.setdefault(what.name, time.monotonic())
@@ -86,7 +86,7 @@ class Progress:
         if self._status is not None:
             self._status.update(self._now())
 
-    def _objects(self, seen: Round) -> None:
+    def _objects(self, seen: Observation) -> None:
         for one in seen.objects:
             name = f"{one.key.kind} {one.key.name}"
             found = health(one, self._target)

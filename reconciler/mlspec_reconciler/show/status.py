@@ -12,11 +12,13 @@ from typing import Any
 from mlspec.compile import Compiled, readings
 from mlspec.engine import Reading
 from mlspec.health import Health, State
+from mlspec.kind import Lowered
 from mlspec.kinds.project import Target
+from mlspec.lifecycle import Stage
 from mlspec.resource import Resource
 from mlspec_reconciler.cluster import Object
 from mlspec_reconciler.plan import Plan
-from mlspec_reconciler.reconcile import Round, health
+from mlspec_reconciler.step import Observation, health
 
 ATTENTION = ("alert", "failed", "degraded")
 UNREAD = Reading(lambda live: Health(State.UNKNOWN))
@@ -42,7 +44,9 @@ class Line:
         return "; ".join(filter(None, (place, f"next: {self.next}" if self.next else "")))
 
 
-def lines(order: Sequence[Resource], seen: Round, target: Target) -> list[Line]:
+def lines(
+    order: Sequence[Resource], seen: Observation, target: Target, suspended: bool = False
+) -> list[Line]:
     """The state of every resource that has something to say."""
     owners: dict[str, list[Object]] = {}
     for one in seen.objects:
@@ -50,19 +54,24 @@ def lines(order: Sequence[Resource], seen: Round, target: Target) -> list[Line]:
     return [
         replace(line, place=f"{resource.mark.path}:{resource.mark.line}")
         for resource in order
-        if (line := _line(resource, owners.get(resource.id, []), seen.compiled, seen.plan, target))
+        if (line := _line(resource, owners.get(resource.id, []), seen.compiled, seen.plan, target, suspended))
         is not None
     ]
 
 
 def _line(
-    resource: Resource, objects: list[Object], compiled: Compiled, plan: Plan, target: Target
+    resource: Resource,
+    objects: list[Object],
+    compiled: Compiled,
+    plan: Plan,
+    target: Target,
+    suspended: bool,
 ) -> Line | None:
     lowered = compiled.lowered[resource.id]
     if resource.id in compiled.unsupported:
         return Line("none", resource.id, compiled.unsupported[resource.id])
     if lowered.failed:
-        return Line("failed", resource.id, lowered.failed, f"mlspec logs {resource.id}")
+        return Line("failed", resource.id, lowered.failed, _look_into(resource, lowered))
     judged = [(one, health(one, target)) for one in objects]
     reads = readings(target.choice)
     for one, found in judged:
@@ -84,11 +93,13 @@ def _line(
             return Line("waits", resource.id, f"{one.key.name}: {found.sentence}{note}")
         return Line("runs", resource.id, f"{one.key.name} is running{note}")
     if lowered.waits:
-        pending = any(change.resource == resource.id for change in plan.changes)
+        if lowered.output is not None:  # what is there goes on until the new one is
+            return Line("ok", resource.id, f"{lowered.note}; {', '.join(lowered.waits)} is next")
+        pending = any(change.resource == resource.id for change in plan.changes) and not suspended
         return Line(
             "waits",
             resource.id,
-            f"for {', '.join(lowered.waits)}" + ("; mlspec apply starts it" if pending else ""),
+            _until(lowered.waits) + ("; mlspec apply starts it" if pending else ""),
         )
     match resource.kind:
         case "ServingGraph":
@@ -99,10 +110,28 @@ def _line(
             return _policy(resource, schedule, reads)
         case "ResourcePool":
             return _pool(resource, judged)
+        case "Model" if lowered.life is None:  # it follows no job, so it is pinned
+            return Line("ok", resource.id, lowered.note)
         case "Project" | "Function" | "Receiver" | "FeatureView" | "Model":
             return None
+        case "TrainingJob" if lowered.warning:
+            return Line("warns", resource.id, lowered.note)
         case _:
             return Line("ok", resource.id, lowered.note or "as declared")
+
+
+def _until(waits: Sequence[str]) -> str:
+    """`for Dataset/flights`, `until late has a run that passes its gates`."""
+    conditions = [one.replace("once ", "until ", 1) for one in waits if one.startswith("once ")]
+    others = [one for one in waits if not one.startswith("once ")]
+    return "; ".join([*([f"for {', '.join(others)}"] if others else []), *conditions])
+
+
+def _look_into(resource: Resource, lowered: Lowered) -> str:
+    """The command that says more of a failure: the page of a run that its gates refused, or the log."""
+    candidates = lowered.life.candidates if lowered.life is not None and lowered.life.retry is None else ()
+    refused = next((one.run for one in reversed(candidates) if one.stage is Stage.REFUSED), "")
+    return f"mlspec runs {refused}" if refused else f"mlspec logs {resource.id}"
 
 
 def _pool(resource: Resource, judged: Sequence[tuple[Object, Health]]) -> Line:
@@ -194,13 +223,14 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
     for window in result.get("performance", [])[-WINDOWS:]:
         metrics = "  ".join(f"{name} {value:.3f}" for name, value in window["metrics"].items())
         out.append(
-            f"    window {window['start'][:10]}  {window['known']:,} of {window['rows']:,} known  {metrics}  {window['model']}"
+            f"    window {window['start'][:10]}  outcome known for {window['known']:,} of {window['rows']:,}  "
+            f"{metrics}  {window['model']}"
         )
     for feature in result.get("drift", [])[:WINDOWS]:
         word = "drifts" if feature["drifts"] else "steady"
-        out.append(
-            f"    {word}  {feature['feature']}  distance {feature['effect']:.2f}  p {feature['p']:.1g}"
-        )
+        against = feature.get("against", "training data")
+        distance = f"distance from {against} {feature['effect']:.2f} (0 to 1)"
+        out.append(f"    {word}  {feature['feature']}  {distance}, {_probability(feature['p'])}")
     out += [
         f"    asked for: {one['action']} at {one['at'][:16]}, because {one['reason']}"
         for one in result.get("triggers", [])
@@ -209,11 +239,23 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
         f"    proposes: {one['action']}, because {one['reason']}; see: mlspec propose"
         for one in result.get("proposals", [])
     ]
-    out += [
-        f"    told {one['receiver']}: {one['sentence']} ({one['state']})"
-        for one in result.get("messages", [])
-    ]
+    out += [f"    {_notification(one)}" for one in result.get("messages", [])]
     return out
+
+
+def _probability(p: float) -> str:
+    """A p value; what a float cannot hold is no certainty."""
+    return f"p = {p:.1g}" if p >= 1e-300 else "p < 1e-300"
+
+
+def _notification(message: Mapping[str, Any]) -> str:
+    """What became of one message to a receiver."""
+    receiver, sentence, problem = message["receiver"], message["sentence"], message["problem"]
+    if message["state"] == "delivered":
+        return f"notified {receiver}: {sentence}"
+    if message["state"] == "failed":
+        return f"notification to {receiver}: given up after {message['attempts']} attempts, {problem} ({sentence})"
+    return f"notification to {receiver}: not sent{f', {problem}' if problem else ' yet'} ({sentence})"
 
 
 def attention(rows: Sequence[Line]) -> int:

@@ -39,6 +39,8 @@ class State:
     since: int | None = None
     fired: int | None = None
     """Window at which it fired last: the episode."""
+    fired_at: int | None = None
+    """When it fired last, on the clock of the log."""
     cursor: int | None = None
     at: int | None = None
     """When it was moved last, on the clock of the log."""
@@ -70,7 +72,7 @@ def advance(before: State, history: Sequence[Judged], need: int, window: str, re
         return _told(moved, "firing", since, now, f"{now.text} for {_length(number, window)}", window)
     since = streak[0].start
     if len(streak) >= need:
-        fired = dataclasses.replace(moved, fired=now.start)
+        fired = dataclasses.replace(moved, fired=now.start, fired_at=at)
         return _told(fired, "firing", since, now, f"{now.text} for {_length(len(streak), window)}", window)
     progress = f"{now.text} for {len(streak)} of {_length(need, window)}"
     return _told(moved, "pending", since, now, progress, window)

@@ -41,6 +41,7 @@ class _Policy:
 
     name: str
     spec: MonitoringPolicySpec
+    asker: actions.Asker
     log: Path
     references: Library
     truth: truth.Source | None
@@ -66,9 +67,10 @@ def evaluate(task: Document, root: Path, now: float, storage: Storage | None = N
     """Evaluate at `now` (seconds on the wall).
 
     Result: `watermark` (ISO, the clock of the log; null before the first row), `windows` (number with rows), `alerts`
-    (name -> state, since, sentence, value, ...), `triggers` and `proposals` (all ever recorded, oldest first),
-    `performance` (newest windows), `drift` (top columns of the newest judged window), `events`, `messages`, `problems`,
-    `expected` (the budget at the traffic of now) and `summary`, one line. TaskError when the task cannot be read.
+    (name -> state, since, sentence, value, ...), `triggers` and `proposals` (all ever recorded, oldest first; see
+    `actions`), `epoch` (of the state, in which no `seq` of a trigger comes twice), `performance` (newest windows), `drift`
+    (top columns of the newest judged window), `events`, `messages`, `problems`, `expected` (the budget at the traffic of
+    now) and `summary`, one line. TaskError when the task cannot be read.
     """
     storage = storage or Here(root)
     policy = _policy(task, root, storage)
@@ -135,7 +137,8 @@ def _policy(task: Document, root: Path, storage: Storage) -> _Policy:
             f"the task of the monitor cannot be read: {error}", "apply again with the mlspec that runs here"
         ) from None
     library = Library(root, task["references"], storage.pull)
-    return _Policy(task["policy"], spec, root / task["log"], library, source, receivers)
+    asker = actions.Asker(task["policy"], spec, task.get("made_for", {}), task.get("runs", {}))
+    return _Policy(task["policy"], spec, asker, root / task["log"], library, source, receivers)
 
 
 def _keep_or_forget(store: Store, policy: _Policy) -> None:
@@ -259,7 +262,7 @@ def _move(store: Store, policy: _Policy, windows: Sequence[Window], clock: int, 
                     name, start, after.stage, after.at, after.sentence,
                 )  # fmt: skip
             if not revised or after.stage != before.stage:
-                actions.act(store, policy.name, policy.spec, name, after, by_start[start], windows)
+                actions.act(store, policy.asker, name, after, by_start[start], windows, now)
             _tell(store, policy, name, after, after.at, now)
 
 
@@ -378,6 +381,7 @@ def _result(store: Store, policy: _Policy, clock: int | None, problems: Sequence
         },
         "triggers": actions.triggers(store, "auto"),
         "proposals": actions.triggers(store, "propose"),
+        "epoch": store.setting("epoch"),
         "performance": _performance(store, windows),
         "drift": _drift(store, policy),
         "events": [

@@ -29,7 +29,7 @@ class Verdict:
     text: str
     value: float | None = None
     top: tuple[Document, ...] = ()
-    """Largest contributors: `{feature, model, effect, p}` (drift) or `{feature, model, share}` (quality)."""
+    """Largest contributors: `{feature, model, against, effect, p}` (drift) or `{feature, model, share}` (quality)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,11 @@ def _tested(
 
 def _document(column: Column, found: Comparison, drifts: bool) -> Document:
     model, name, _, _ = column
-    short = name.split("/", 1)[1]
+    kind, short = name.split("/", 1)
     return {
         "feature": short,
         "model": model,
+        "against": "training data" if kind == "feature" else "evaluation data",
         "effect": round(found.effect, 4),
         "p": found.p,
         "drifts": drifts,

@@ -128,7 +128,7 @@ def _value(value: str | SecretValue) -> str:
     if value.env is None:
         raise Undelivered("Kubernetes Secrets cannot be read here; use {env: NAME}")
     if (found := os.environ.get(value.env)) is None:
-        raise Undelivered(f"the environment variable {value.env} is not set")
+        raise Undelivered(f"{value.env} is not set")
     return found
 
 

@@ -1,13 +1,15 @@
 """The memory of one policy: `monitors/<policy>/state.sqlite`.
 
 Whoever writes does so in one `transaction`; a process that is killed leaves the state before or after it. Counts may be
-dropped and counted again from the log (`forget`); triggers, messages and events are kept for good.
+dropped and counted again from the log (`forget`); requests, messages and events are kept for good. Whoever collects the
+requests knows the state by its `epoch` and its place in it by `seq`, which only grows.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -40,11 +42,14 @@ CREATE TABLE IF NOT EXISTS alerts (name TEXT PRIMARY KEY, definition TEXT NOT NU
 -- what followed
 CREATE TABLE IF NOT EXISTS events (alert TEXT, start INTEGER, state TEXT, at INTEGER NOT NULL, sentence TEXT NOT NULL,
     PRIMARY KEY (alert, start, state));
-CREATE TABLE IF NOT EXISTS triggers (id TEXT PRIMARY KEY, mode TEXT NOT NULL, at INTEGER NOT NULL, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS triggers (id TEXT PRIMARY KEY, mode TEXT NOT NULL, at INTEGER NOT NULL, document TEXT NOT NULL,
+    seq INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, receiver TEXT NOT NULL,
     body TEXT NOT NULL, created REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL,
     state TEXT NOT NULL DEFAULT 'waiting', problem TEXT NOT NULL DEFAULT '');
 """
+_BEFORE_SEQ = {"made_for": "", "job": "", "made": 0.0, "expires": 7 * 86_400.0, "episode": 0}
+"""What requests of a state say that was written before they were numbered: made for nothing that git says now."""
 _COUNTED = ("files", "windows", "served", "counts", "scores", "performance", "verdicts", "alerts")
 
 
@@ -97,6 +102,26 @@ class Store:
     def remember(self, name: str, value: str) -> None:
         """Set a remembered value."""
         self.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", name, value)
+
+    def number(self) -> int:
+        """The number of the next request. It is never given again, also when requests are deleted."""
+        given = int(self.setting("seq") or 0) + 1
+        self.remember("seq", str(given))
+        return given
+
+    def migrate(self) -> None:
+        """Bring the state of an earlier version up to date, and give a new one its name."""
+        with self.transaction():
+            if all(name != "seq" for _, name, *_ in self.execute("PRAGMA table_info(triggers)")):
+                self.execute("ALTER TABLE triggers ADD COLUMN seq INTEGER NOT NULL DEFAULT 0")
+                for id_, text in self.execute("SELECT id, document FROM triggers ORDER BY at, id"):
+                    seq = self.number()
+                    document = _BEFORE_SEQ | json.loads(text) | {"seq": seq}
+                    self.execute(
+                        "UPDATE triggers SET seq = ?, document = ? WHERE id = ?", seq, dump(document), id_
+                    )
+            if self.setting("epoch") is None:
+                self.remember("epoch", uuid.uuid4().hex)
 
     def forget(self) -> None:
         """Drop everything that comes from the log, so that it is counted again."""
@@ -175,7 +200,9 @@ def opened(path: Path) -> Iterator[Store]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(_SCHEMA)
-        yield Store(connection)
+        store = Store(connection)
+        store.migrate()
+        yield store
 
 
 def dump(document: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.monitoring_policy import Truth
 from mlspec.resource import seconds
+from mlspec.sql import analyse
 from mlspec_runtime.monitor import metrics
 from mlspec_runtime.monitor.metrics import Joined
 from mlspec_runtime.monitor.reference import to_float
@@ -105,13 +106,16 @@ def _load(database: duckdb.DuckDBPyConnection, path: Path, source: Source, clock
     known = f'"{time.known or time.event}"::TIMESTAMPTZ'
     if not time.known and time.delay:
         known = f"{known} + INTERVAL {int(seconds(time.delay) * 1e6)} MICROSECOND"
+    label = analyse(source.spec.label)
+    if label.problem is not None:
+        raise TaskError(f"`truth.label` of the policy: {label.problem}: {source.spec.label}", label.hint)
     keys = ", ".join(f'"{name}" AS key{place}' for place, name in enumerate(source.spec.key))
     groups = ", ".join(f"key{place}" for place in range(len(source.spec.key)))
     try:
         database.execute("SET TimeZone = 'UTC'")
         database.execute(
             f"CREATE TABLE truth AS SELECT {groups}, arg_min(label, known) AS label, epoch_us(min(known)) AS known "
-            f"FROM (SELECT {keys}, ({source.spec.label}) AS label, {known} AS known FROM read_parquet(?)) "
+            f"FROM (SELECT {keys}, ({label.sql}) AS label, {known} AS known FROM read_parquet(?)) "
             f"WHERE label IS NOT NULL AND epoch_us(known) <= ? GROUP BY {groups}",
             [str(path), clock],
         )

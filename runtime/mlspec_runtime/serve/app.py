@@ -168,8 +168,18 @@ class App:
             self.log.put(Entry(part.request, part.at, part.models, status, part.features, value))
         if plan.shadow and status == 200:
             for part in run.parts or [run]:
-                for name, features, output in plan.run_shadow(part):
-                    self.log.put(Entry(part.request, part.at, (name,), status, features, output, shadow=True))
+                for one in plan.run_shadow(part):
+                    self.log.put(
+                        Entry(
+                            one.run.request,
+                            one.run.at,
+                            one.models,
+                            status,
+                            one.features,
+                            one.output,
+                            shadow=True,
+                        )
+                    )
 
     async def _send(
         self, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes

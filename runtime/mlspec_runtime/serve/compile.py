@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from pydantic import ValidationError
 
+from mlspec import graph
 from mlspec.kinds.function import InlineFunction
-from mlspec.kinds.serving_graph import GraphStep, ServingGraphSpec
+from mlspec.kinds.serving_graph import GraphStep, ServingGraphSpec, nodes
 from mlspec.resource import seconds
 from mlspec_runtime import code
 from mlspec_runtime import model as models
@@ -95,113 +95,19 @@ def build(task: Document, root: Path, before: Plan | None = None) -> Plan:
         raise TaskError(
             f"the spec of the graph is not valid: {place}: {first['msg']}", "run `mlspec validate`"
         ) from None
-    shape = _shape(spec)
+    shape = graph.shape(nodes(spec), spec.respond)
+    if not isinstance(shape, graph.Shape):
+        raise TaskError("; ".join(one.message for one in shape), shape[0].hint)
     resources = _Resources(root, task, {} if before is None else before.resources)
     plan = _plan(spec, shape, resources)
     _warm(plan, resources)
     return plan
 
 
-# --- the shape of the graph: order, branches, who answers
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Steps in order, and the part that each plays."""
-
-    order: tuple[str, ...]
-    after: Mapping[str, tuple[str, ...]]
-    """Sources of each step; none means the request."""
-    gated: frozenset[str]
-    """Steps that a router or split must choose."""
-    fallbacks: frozenset[str]
-    """Steps that run only instead of a failed one."""
-    shadow: frozenset[str]
-    """Steps that run after the answer."""
-    respond: tuple[str, ...]
-
-
-def _targets(step: GraphStep) -> list[str]:
-    """Steps that a router or split chooses among."""
-    if step.router is not None:
-        return [*step.router.cases.values(), *([step.router.default] if step.router.default else [])]
-    return [arm.step for arm in step.split.arms] if step.split is not None else []
-
-
-def _shape(spec: ServingGraphSpec) -> _Shape:
-    after = {name: list(step.after) for name, step in spec.steps.items()}
-    gated: set[str] = set()
-    shadow: set[str] = set()
-    fallbacks: dict[str, str] = {}
-    for name, step in spec.steps.items():
-        mirrors = step.split.shadow if step.split is not None else []
-        for target in [*_targets(step), *mirrors]:
-            _known(spec, name, target)
-            after[target] = after[target] or [name]
-        gated.update(_targets(step))
-        shadow.update(mirrors)
-        if step.on_error is not None and step.on_error.goto is not None:
-            _known(spec, name, step.on_error.goto)
-            fallbacks[step.on_error.goto] = name
-        for source in step.after:
-            _known(spec, name, source)
-    # A choice comes before what it chooses; what a fallback reads comes before the step that may fail.
-    edges = {name: set(sources) for name, sources in after.items()}
-    for name, step in spec.steps.items():
-        for target in _targets(step):
-            edges[target].add(name)
-    for fallback, failing in fallbacks.items():
-        edges[failing] |= {source for source in after[fallback] if source != failing}
-        edges[fallback].add(failing)
-    try:
-        order = tuple(TopologicalSorter(edges).static_order())
-    except CycleError as error:
-        raise TaskError(
-            f"the steps form a cycle: {' -> '.join(error.args[1])}", "remove one `after`"
-        ) from None
-    for name in order:
-        if name not in shadow and after[name] and all(source in shadow for source in after[name]):
-            shadow.add(name)
-    taken = {source for sources in after.values() for source in sources}
-    choosers = {name for name, step in spec.steps.items() if _targets(step)}
-    ends = [
-        n for n in order if n not in taken and n not in shadow and n not in fallbacks and n not in choosers
-    ]
-    respond = (spec.respond,) if spec.respond else tuple(ends)
-    if spec.respond:
-        _known(spec, "respond", spec.respond)
-    if len(respond) > 1 and not all(_chosen(name, after, gated) for name in respond):
-        raise TaskError(f"several steps could answer: {', '.join(respond)}", "say which with `respond`")
-    if not respond:
-        raise TaskError("no step answers", "name one with `respond`")
-    return _Shape(
-        order,
-        {name: tuple(sources) for name, sources in after.items()},
-        frozenset(gated),
-        frozenset(fallbacks) - gated,
-        frozenset(shadow),
-        respond,
-    )
-
-
-def _known(spec: ServingGraphSpec, step: str, target: str) -> None:
-    if target not in spec.steps:
-        raise TaskError(
-            f"{step} names the step {target}, which does not exist", f"steps are {', '.join(spec.steps)}"
-        )
-
-
-def _chosen(name: str, after: Mapping[str, Sequence[str]], gated: set[str]) -> bool:
-    """Whether a step runs only in some branch."""
-    return name in gated or (
-        bool(after[name]) and all(_chosen(source, after, gated) for source in after[name])
-    )
-
-
 # --- the steps themselves
 
 
-def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
+def _plan(spec: ServingGraphSpec, shape: graph.Shape, resources: _Resources) -> Plan:
     task = resources.task
     slots = {name: index for index, name in enumerate(shape.order, start=1)}
     built: dict[str, PlanStep] = {}
@@ -215,13 +121,13 @@ def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
         call, use = _call(name, step, spec, shape, slots, used, resources)
         recovery = _recovery(name, step, spec, built, resources)
         executor = None
-        if step.timeout is not None and not _targets(step):
+        if step.timeout is not None and step.router is None and step.split is None:
             executor = ThreadPoolExecutor(PYTHON_THREADS if step.python is not None else 1, f"step-{name}")
             executors.append(executor)
         built[name] = PlanStep(
             name=name,
             slot=slots[name],
-            sources=tuple(slots[one] for one in shape.after[name])
+            sources=tuple(slots[one] for one in shape.sources[name])
             or (() if name in shape.fallbacks else (0,)),
             gated=name in shape.gated,
             call=call,
@@ -241,7 +147,10 @@ def _plan(spec: ServingGraphSpec, shape: _Shape, resources: _Resources) -> Plan:
         version=next(iter(runs.values())) if len(runs) == 1 else str(generation),
         generation=generation,
         steps=main,
-        shadow=tuple(built[n] for n in shape.order if n in shape.shadow),
+        shadow=tuple(built[n] for n in shape.order if n in shape.shadow and n not in shape.fallbacks),
+        outcomes={
+            slots[name]: frozenset(slots[one] for one in before) for name, before in shape.outcomes.items()
+        },
         names=("request", *shape.order),
         respond=tuple(slots[name] for name in shape.respond),
         inputs=inputs,
@@ -261,7 +170,7 @@ def _call(
     name: str,
     step: GraphStep,
     spec: ServingGraphSpec,
-    shape: _Shape,
+    shape: graph.Shape,
     slots: Mapping[str, int],
     used: Mapping[str, tuple[models.Model, str]],
     resources: _Resources,
@@ -286,10 +195,8 @@ def _call(
             return steps.split(step.split, name, str(resources.task["name"]), slots), None
         case _:
             assert step.ensemble is not None
-            sources = [(source, slots[source]) for source in shape.after[name]]
-            if not sources:
-                raise TaskError(f"the ensemble {name} has no steps to combine", "list them in `after`")
-            unknown = sorted(set(step.ensemble.weights or {}) - set(shape.after[name]))
+            sources = [(source, slots[source]) for source in shape.sources[name]]
+            unknown = sorted(set(step.ensemble.weights or {}) - set(shape.sources[name]))
             if unknown:
                 raise TaskError(f"the ensemble {name} weighs {unknown[0]}, which is not in `after`", "")
             members = {source: used[source][0] for source, _ in sources if source in used}
@@ -316,7 +223,7 @@ def _recovery(
 
 def _inputs(
     spec: ServingGraphSpec,
-    shape: _Shape,
+    shape: graph.Shape,
     used: Mapping[str, tuple[models.Model, str]],
     resources: _Resources,
 ) -> dict[str, v2.Input] | None:

@@ -113,6 +113,18 @@ class PlanStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """What a branch of the shadow came to, for some rows of a request."""
+
+    run: Run
+    models: tuple[str, ...]
+    """Runs whose models have predicted on the way; without one the step that stands at the end."""
+    features: Columns
+    """What the models were given."""
+    output: Columns
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one process."""
 
@@ -132,6 +144,8 @@ class Plan:
     steps: tuple[PlanStep, ...]
     shadow: tuple[PlanStep, ...]
     """Steps that run after the answer and are only logged."""
+    outcomes: Mapping[int, frozenset[int]]
+    """Slots of the shadow steps whose output is logged, with those of all shadow steps before them."""
     names: tuple[str, ...]
     """Step names by slot; `request` is slot 0."""
     respond: tuple[int, ...]
@@ -182,20 +196,31 @@ class Plan:
             run.parts = [Run(run.request.part(rows), len(run.values)) for rows in groups]
             return _gather(groups, [await self.answer_async(part, batched) for part in run.parts])
 
-    def run_shadow(self, run: Run) -> list[tuple[str, Columns, Columns]]:
-        """Run the shadow steps of an answered request; returns model run, features and prediction of each model."""
-        found = []
+    def run_shadow(self, run: Run) -> list[Shadowed]:
+        """Run the shadow steps of an answered request. A branch with a step that fails comes to nothing."""
+        answered = list(run.values)
+        used: dict[int, tuple[tuple[str, ...], Columns]] = {}
         for step in self.shadow:
             value = self._input(run, step)
             if value is None:
                 continue
+            run.models, run.features = (), {}
             try:
-                run.features = {}
-                output = run.values[step.slot] = self._settle(run, step, value)
-            except (Fault, Mixed):
+                run.values[step.slot] = self._settle(run, step, value)
+            except Fault:
                 continue
-            if step.model is not None:
-                found.append((step.model.run, run.features, output))
+            except Mixed as mixed:
+                parts = [_part(run, answered, rows) for rows in _groups(mixed.keys)]
+                return [found for part in parts for found in self.run_shadow(part)]
+            used[step.slot] = run.models, run.features
+        found = []
+        for slot, before in self.outcomes.items():
+            output = run.values[slot]
+            if output is not None:
+                seen = [used[step.slot] for step in self.shadow if step.slot in before and step.slot in used]
+                names = tuple(name for models, _ in seen for name in models)
+                features = {name: values for _, given in seen for name, values in given.items()}
+                found.append(Shadowed(run, names or (self.names[slot],), features, output))
         return found
 
     def _advance(self, run: Run, position: int, mode: int) -> int:
@@ -373,6 +398,17 @@ def _report(step: PlanStep, error: Exception) -> None:
         print(f"step {step.name} failed ({step.timing.errors} times by now):", file=sys.stderr)
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.flush()
+
+
+def _part(run: Run, values: list[Columns | None], rows: Array) -> Run:
+    """Some rows of a request after it was answered."""
+    part = Run(run.request.part(rows), len(values))
+    part.values[1:] = [
+        None if one is None else {name: column[rows] for name, column in one.items()} for one in values[1:]
+    ]
+    part.chosen = run.chosen
+    part.at = None if run.at is None else run.at[rows]
+    return part
 
 
 def _groups(keys: list[str]) -> list[Array]:

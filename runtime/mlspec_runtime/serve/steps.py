@@ -125,7 +125,8 @@ def router(spec: Router, step: str, slots: Mapping[str, int]) -> Call:
 
 
 def split(spec: Split, step: str, graph: str, slots: Mapping[str, int]) -> Call:
-    """Choose an arm by a hash of the key, so that a key stays in its arm; without a key the request's id decides."""
+    """Choose an arm by a hash of the key, so that a key stays in its arm; without a key the request's id decides. Shadow steps
+    are chosen as well: they run where the split has run."""
     evaluate = _key(spec.key)
     salt = spec.salt or f"{graph}/{step}"
     bounds: list[tuple[float, int]] = []
@@ -133,10 +134,11 @@ def split(spec: Split, step: str, graph: str, slots: Mapping[str, int]) -> Call:
     for arm in spec.arms:
         reached += arm.weight
         bounds.append((reached * BUCKETS / 100, slots[arm.step]))
+    shadow = {slots[name] for name in spec.shadow}
 
     def call(run: Run, value: Columns) -> Columns:
         position = bucket(salt, evaluate(run.request) or run.request.id)
-        run.chosen |= {next((slot for bound, slot in bounds if position < bound), bounds[-1][1])}
+        run.chosen |= {next((slot for bound, slot in bounds if position < bound), bounds[-1][1]), *shadow}
         return value
 
     return call

@@ -12,14 +12,11 @@ from mlspec.manifest import Manifest, Origin
 from mlspec.workload import JSON, Pool, Record, Run, RunFact, Schedule, Service, Step, Workload
 
 API_VERSION = "local.mlspec.dev/v1"
-DISTRIBUTED = ("torch", "mpi", "dask", "spark", "ray")
 
 
 def lower(workload: Workload, settings: Settings, origin: Origin) -> list[Manifest] | str:
-    """One object for each workload; distributed engines and pools need a cluster."""
+    """One object for each workload; pools need a cluster."""
     match workload:
-        case Run(engine=engine) if engine in DISTRIBUTED:
-            return f"engine {engine} needs a Kubernetes target"
         case Run():
             steps = [_step(workload.name, step, settings) for step in workload.steps]
             spec = {"title": workload.title, "steps": steps, "parts": dict(workload.parts)}

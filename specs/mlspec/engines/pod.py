@@ -45,6 +45,8 @@ EXECUTOR_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop":
 CONTAINER_SECURITY = {**EXECUTOR_SECURITY, "readOnlyRootFilesystem": True}
 _BUNDLE = re.compile(r"code/[0-9a-f]{16}")
 
+NO_SHARES = "a share of a GPU (gpuShare) is not supported yet; ask for whole GPUs with gpu"
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -99,7 +101,7 @@ def prepare(
     file.
     """
     if any(0 < step.needs.gpu < 1 for step in steps):
-        return "a share of a GPU (gpuShare) is not supported on Kubernetes yet; ask for whole GPUs with gpu"
+        return NO_SHARES
     documents = {step.name: _document(owner, step, settings, port) for step in steps}
     as_files = {
         f"{name}.json": json.dumps(document, sort_keys=True, indent=1).encode()

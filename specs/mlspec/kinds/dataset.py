@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -12,9 +13,11 @@ from pydantic import Field
 from mlspec import rules
 from mlspec.diagnostics import Problem, did_you_mean, listed
 from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
-from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
-from mlspec.resource import Base, Duration, Identifier, OneOf, Path, Ref, Resource, Share, Sql
-from mlspec.workload import Run, Step, identify
+from mlspec.kinds.function import Bound, FunctionUse, bind, check_arguments, inline, use_reference
+from mlspec.lifecycle import PERSON, Request
+from mlspec.manifest import digest
+from mlspec.resource import Base, Duration, Identifier, Interval, OneOf, Path, Ref, Resource, Share, Sql
+from mlspec.workload import Files, Made, Run, Step, identify
 
 ColumnType = Literal["string", "boolean", "int32", "int64", "float", "double", "date", "timestamp"]
 
@@ -106,7 +109,7 @@ class Rows(Base):
 class Freshness(Base):
     """How old the newest row may be."""
 
-    max_age: Duration
+    max_age: Interval
     """Greatest age of the newest event time when the snapshot is taken."""
 
 
@@ -130,12 +133,13 @@ class Check(OneOf):
 
 
 class Refresh(OneOf):
-    """When the source is read again."""
+    """When the source is read again. Readings never overlap: what comes due during one is a single reading after it, and
+    meanwhile dependants use the snapshot before."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("every", "cron")
 
-    every: Duration | None = None
-    """Interval between two readings."""
+    every: Interval | None = None
+    """Interval between two readings, at least a second."""
     cron: str | None = None
     """Five-field cron expression, UTC."""
 
@@ -156,7 +160,8 @@ class DatasetSpec(Base):
     checks: list[Check] = []
     """Checks over the table."""
     refresh: Refresh | None = None
-    """When to read the source again without a change in git."""
+    """When to read the source again without a change in git. A reading that takes longer than that is followed by one, not by
+    one for each that was missed."""
 
 
 def references(spec: DatasetSpec) -> Iterator[Ref]:
@@ -189,6 +194,8 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
         yield from _check_rule(rule, spec, resource.name, ("spec", "checks", index))
     if spec.refresh is not None and spec.refresh.cron is not None:
         yield from rules.cron(spec.refresh.cron, ("spec", "refresh", "cron"))
+    if spec.refresh is not None and spec.refresh.every is not None:
+        yield from rules.interval(spec.refresh.every, ("spec", "refresh", "every"))
 
 
 def _check_time(spec: DatasetSpec, time: Time, name: str) -> Iterator[Problem]:
@@ -270,24 +277,28 @@ def code(spec: DatasetSpec) -> Iterable[CodeUse]:
 
 
 def lower(resource: Resource, context: Context) -> Lowered:
-    """One run that reads the source, checks it, and writes a snapshot; dependants use the snapshot by its content."""
+    """One run that reads the source, checks it, and writes a snapshot; dependants use the snapshot by its content.
+
+    Readings never overlap: one that is under way is waited for, whatever has come due since, and then the newest request is
+    the one that counts. Meanwhile dependants keep the snapshot before, so that a source whose reading takes longer than its
+    interval holds nobody up.
+    """
     spec = cast(DatasetSpec, resource.spec)
     if spec.source.choice in ("sql", "kafka"):
         return Lowered(unsupported=f"the source {spec.source.choice} cannot be read yet")
     function = bind(spec.source.function, resource, context) if spec.source.function else None
     files = context.facts.files.get(resource.id)
-    refresh = context.facts.latest("refresh", resource.name)
     document = spec.document()
-    definition = {name: value for name, value in document.items() if name != "refresh"}
-    name, parts = identify(
-        f"data-{resource.name}",
-        {
-            "definition": definition,
-            "code": function.identity if function else None,
-            "files": files.digest if files else None,
-            "refresh": refresh.id if refresh else None,
-        },
-    )
+    parts: dict[str, Any] = {
+        "definition": {name: value for name, value in document.items() if name != "refresh"},
+        "code": function.identity if function else None,
+        "files": files.digest if files else None,
+    }
+    # What changes with the world is read again, and until then the snapshot before is not out of date.
+    said = digest(parts if files is None or files.versioned else {**parts, "files": None})[:16]
+    asked = _asked(resource, said, context)
+    refresh = next((one for one in context.facts.requests if one.id == asked), None)
+    name, digests = identify(f"data-{resource.name}", {**parts, "refresh": asked or None})
     step = Step(
         name="dataset",
         subject="dataset",
@@ -301,20 +312,68 @@ def lower(resource: Resource, context: Context) -> Lowered:
         requirements=function.requirements if function else (),
         image=function.image if function else None,
     )
-    run = Run(name, (step,), f"read {resource.name}", parts)
-    fact = context.facts.run(name)
-    if fact is None or fact.phase != "succeeded":
-        failed = fact.message if fact and fact.phase == "failed" else ""
-        because = f"{refresh.reason or 'refresh asked for'}, at {refresh.at}" if refresh else ""
-        return Lowered(workloads=(run,), waits=(name,), failed=failed, because=because)
-    result = fact.results["dataset"]
-    return Lowered(
+    made = Made(resource.id, said, asked)
+    run = Run(name, (step,), f"read {resource.name}", digests, made=made)
+    fact, current = context.facts.run(name), context.facts.newest(resource.id, said)
+    if fact is not None and fact.phase == "succeeded":
+        current = current or (name, fact)
+        read = Lowered(workloads=(run,))
+    else:
+        read = Lowered(
+            workloads=(run,),
+            waits=(name,),
+            failed=fact.message if fact and fact.phase == "failed" else "",
+            because=f"{refresh.reason or 'refresh asked for'}, at {refresh.at}" if refresh else "",
+            reading=refresh.made if refresh and not (fact and fact.phase == "failed") else None,
+        )
+    recipe = _recipe(spec, function, files)
+    if current is None:
+        return replace(read, recipe=recipe)
+    result = current[1].results["dataset"]
+    return replace(
+        read,
         version=result["snapshot"],
         output={
             "path": result["path"],
             "spec": document,
             "types": {column["name"]: column["type"] for column in result.get("columns", [])},
+            **({"newest": result["newest"]} if result.get("newest") else {}),
         },
-        workloads=(run,),
         note=f"{result['rows']:,} rows, snapshot {result['snapshot'][:8]}",
+        recipe=recipe,
     )
+
+
+def _asked(resource: Resource, said: str, context: Context) -> str:
+    """Id of the refresh for which the source is read, or was read last; empty for the first reading of a recipe. A reading
+    that is under way goes on, and what began after a refresh was asked for covers it."""
+    for fact in context.facts.runs_of(resource.id).values():
+        if fact.phase in ("pending", "running") and fact.made.made_for == said:
+            return fact.made.request
+    refresh, current = _refresh(resource, said, context), context.facts.newest(resource.id, said)
+    if current is not None and (refresh is None or refresh.made <= current[1].created):
+        return current[1].made.request
+    return refresh.id if refresh else ""
+
+
+def _recipe(spec: DatasetSpec, function: Bound | None, files: Files | None) -> str:
+    """What git says about the rows: not its checks, not when it is read, and no file that git does not version."""
+    document = {name: value for name, value in spec.document().items() if name not in ("checks", "refresh")}
+    versioned = files.digest if files and files.versioned else None
+    return digest([document, function.identity if function else None, versioned])[:16]
+
+
+def _refresh(resource: Resource, said: str, context: Context) -> Request | None:
+    """The newest request to read this recipe again; one that nobody asks for any more does not count, what was read for it
+    does."""
+    facts = context.facts
+    mine = cast(DatasetSpec, resource.spec).refresh is not None
+    found = [
+        one
+        for one in facts.asked("refresh", resource.name)
+        if not one.withdrawn
+        and one.made_for in ("", said)
+        and (one.asker == PERSON or (one.asker == resource.id and mine))
+        and (one.expires is None or facts.now - one.made < one.expires)
+    ]
+    return max(found, key=lambda one: one.order, default=None)

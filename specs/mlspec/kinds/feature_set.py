@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, cast
 
 from pydantic import Field
@@ -10,8 +11,9 @@ from pydantic import Field
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec, check_column
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Sql, seconds
-from mlspec.workload import Run, Step, identify
+from mlspec.manifest import digest
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Sql, seconds
+from mlspec.workload import Made, Run, RunFact, Step, identify
 
 
 class Feature(OneOf):
@@ -47,7 +49,7 @@ class Feature(OneOf):
     """Sample standard deviation; NULL below two values."""
     distinct: Sql | None = None
     """Exact number of distinct values that are not NULL."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Length of the window; only `last` may go without, and then sees all history."""
 
 
@@ -62,7 +64,7 @@ class FeatureSetSpec(Base):
     """Only rows that meet this condition count."""
     features: dict[Identifier, Sql | Feature] = Field(min_length=1)
     """Features by name. A plain SQL expression is short for `{last: ...}`."""
-    hop: Duration | None = None
+    hop: Interval | None = None
     """Grid on which the far end of the windows snaps: [floor(t - window, hop), t). Unset: exact windows."""
 
 
@@ -119,9 +121,7 @@ def _check_window(feature: Feature, hop: str | None, path: Path) -> Iterator[Pro
         if feature.choice != "last":
             message = f"{feature.choice} needs a window"
             yield Problem("missing-window", message, (*path, feature.choice), "add window: 1d", on_key=True)
-    elif seconds(feature.window) == 0:
-        yield Problem("empty-range", "a window of no length holds no row", (*path, "window"), "such as 1d")
-    elif hop is not None and (not seconds(hop) or seconds(feature.window) % seconds(hop)):
+    elif hop is not None and seconds(feature.window) % seconds(hop):
         message = f"the hop {hop} does not divide the window {feature.window}"
         yield Problem(
             "hop", message, (*path, "window"), f"make it a multiple of {hop}, or choose another hop"
@@ -132,9 +132,10 @@ def lower(resource: Resource, context: Context) -> Lowered:
     """One run that prepares the rows for point-in-time joins and fills the online store."""
     spec = cast(FeatureSetSpec, resource.spec)
     dataset = context.of("Dataset", spec.dataset)
-    if dataset.output is None:
-        return Lowered(waits=(f"Dataset/{spec.dataset}",))
     document = spec.document()
+    recipe = digest([document, dataset.recipe])[:16]
+    if dataset.output is None:
+        return Lowered(waits=(f"Dataset/{spec.dataset}",), recipe=recipe)
     source = dataset.output["spec"]
     name, parts = identify(
         f"features-{resource.name}",
@@ -155,15 +156,21 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "dataset": {"path": dataset.output["path"], "spec": source},
         },
     )
-    run = Run(name, (step,), f"materialise {resource.name}", parts)
+    run = Run(name, (step,), f"materialise {resource.name}", parts, made=Made(resource.id, recipe))
+    lowered = Lowered(workloads=(run,), recipe=recipe, reading=dataset.reading)
     fact = context.facts.run(name)
-    if fact is None or fact.phase != "succeeded":
+    if fact is not None and fact.phase == "succeeded":
+        done: tuple[str, RunFact] | None = (name, fact)
+    else:  # those who read it go on with the rows before, until the new ones are there
+        done = context.facts.newest(resource.id, recipe)
         failed = fact.message if fact and fact.phase == "failed" else ""
-        return Lowered(workloads=(run,), waits=(name,), failed=failed)
-    result = fact.results["features"]
-    return Lowered(
-        version=version,
+        lowered = replace(lowered, waits=(name,), failed=failed, reading=dataset.reading or 0.0)
+    if done is None:
+        return lowered
+    result = done[1].results["features"]
+    return replace(
+        lowered,
+        version=done[0].rsplit("-", 1)[1],
         output={"path": result["path"], "spec": document},
-        workloads=(run,),
         note=f"{result['rows']:,} rows, {result['keys']:,} keys",
     )

@@ -15,7 +15,7 @@ from mlspec.kind import Catalog, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.feature_set import FeatureSetSpec
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Sql
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Sql
 
 
 class Ask(Base):
@@ -38,7 +38,7 @@ class Features(OneOf):
     """Which features of the set; all by default."""
     key: dict[Identifier, Sql] = {}
     """Key column of the set -> expression of the asking row; by default the column of the same name."""
-    max_age: Duration | None = None
+    max_age: Interval | None = None
     """Values whose newest row is older than this at the moment of the question are NULL."""
     prefix: str = Field("", pattern=r"^[A-Za-z_]?[A-Za-z0-9_]*$")
     """Put before each feature name."""
@@ -166,12 +166,14 @@ def lower(resource: Resource, context: Context) -> Lowered:
     asked = context.of("Dataset", spec.ask.dataset)
     names = list(dict.fromkeys(one.set for one in spec.features if one.set))
     sets = {name: context.of("FeatureSet", name) for name in names}
+    document = spec.document()
+    recipe = digest([document, asked.recipe, {name: one.recipe for name, one in sets.items()}])[:16]
+    readings = [one.reading for one in (asked, *sets.values()) if one.reading is not None]
     waits = [f"FeatureSet/{name}" for name, one in sets.items() if one.output is None]
     if asked.output is None:
         waits.insert(0, f"Dataset/{spec.ask.dataset}")
     if waits or asked.output is None:
-        return Lowered(waits=tuple(waits))
-    document = spec.document()
+        return Lowered(waits=tuple(waits), recipe=recipe)
     source = asked.output["spec"]
     version = digest(
         [
@@ -189,4 +191,6 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "dataset": asked.output,
             "sets": {name: one.output for name, one in sets.items()},
         },
+        recipe=recipe,
+        reading=min(readings, default=None),
     )

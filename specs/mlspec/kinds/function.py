@@ -82,14 +82,14 @@ class Bound:
 
 def code(spec: FunctionSpec) -> Iterable[CodeUse]:
     """The code of a Function."""
-    return inline(InlineFunction(code=spec.code, include=spec.include))
+    return inline(InlineFunction(code=spec.code, requirements=spec.requirements, include=spec.include))
 
 
 def inline(use: str | InlineFunction | None) -> Iterable[CodeUse]:
     """The code that a use names in place; nothing when it names a Function."""
     match use:
         case InlineFunction():
-            yield CodeUse(use.code, tuple(use.include))
+            yield CodeUse(use.code, tuple(use.include), tuple(use.requirements))
         case str() if ":" in use:
             yield CodeUse(use)
 
@@ -114,7 +114,7 @@ def _bound(
     image: str | None,
     context: Context,
 ) -> Bound:
-    bundle = context.facts.code.get(code_key(owner.mark.path, entry, include), "")
+    bundle = context.facts.code.get(code_key(owner.mark.path, entry, include, requirements), "")
     return Bound(
         document={"path": code_path(bundle), "entry": entry},
         identity={"bundle": bundle, "entry": entry, "requirements": sorted(requirements), "image": image},

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal, cast
 
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, Context, Lowered
+from mlspec.kinds.training_job import record
+from mlspec.lifecycle import Stage
 from mlspec.resource import Name, OneOf, Ref, Resource
 from mlspec.workload import Record
 
@@ -58,27 +60,24 @@ def lower(resource: Resource, context: Context) -> Lowered:
         return Lowered(unsupported="a model from a path cannot be served yet; train it with a TrainingJob")
     job = context.of("TrainingJob", spec.job or "")
     if spec.promotion == "gates":
-        return dataclasses.replace(job, workloads=(), failed="", note=job.note)
+        return dataclasses.replace(job, workloads=(), failed="", asks=())
     fact = context.facts.run(spec.run or "")
     if fact is None or fact.phase != "succeeded" or "train" not in fact.results:
         return Lowered(
-            failed=f"run {spec.run} has not succeeded on this target; see: mlspec runs TrainingJob/{spec.job}"
+            failed=f"run {spec.run} has not succeeded on this target; see: mlspec runs TrainingJob/{spec.job}",
+            recipe=job.recipe,
         )
-    result = fact.results["train"]
-    accepted = [one for one in (job.output, (job.output or {}).get("previous")) if one]
-    record = {
-        "run": spec.run,
-        "path": f"runs/{spec.run}/train/model",
-        "reference": f"runs/{spec.run}/train/reference.json",
-        "inputs": result["inputs"],
-        "metrics": result["metrics"],
-        "views": next((one.get("views", {}) for one in accepted if one["run"] == spec.run), {}),
-        "requirements": list((job.output or {}).get("requirements", [])),
-        "history": [spec.run],
-    }
+    # Its own views, data and requirements: it was trained with them, whatever the job says now.
+    pinned = {**record(spec.run or "", fact), "previous": None, "history": [spec.run]}
+    held = [one for one in job.life.candidates if one.stage is Stage.HELD] if job.life else []
+    note = f"pinned to {spec.run}"
+    if held:
+        note += f"; {len(held)} request{'' if len(held) == 1 else 's'} held by the pin"
     return Lowered(
         version=spec.run,
-        output=record,
-        workloads=(Record(f"pin-{resource.name}", record),),
-        note=f"pinned to {spec.run}",
+        output=pinned,
+        workloads=(Record(f"pin-{resource.name}", pinned),),
+        note=note,
+        recipe=job.recipe,
+        data=str(pinned["data"]),
     )

@@ -1,4 +1,4 @@
-"""MonitoringPolicy: what is watched on a serving graph, when somebody is told, and what happens by itself."""
+"""MonitoringPolicy: what is watched on a serving graph, who is notified, and what happens by itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pydantic import Field
 
 from mlspec import rules
 from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.gates import METRICS
 from mlspec.kind import Catalog, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec, check_column
 from mlspec.kinds.feature_view import FeatureViewSpec, feature_names
 from mlspec.kinds.model import ModelSpec
 from mlspec.kinds.serving_graph import ServingGraphSpec
-from mlspec.kinds.training_job import METRICS
 from mlspec.resource import (
     Base,
     Duration,
     Identifier,
+    Interval,
     Moment,
     Name,
     OneOf,
@@ -58,7 +59,7 @@ class FalseAlarms(Base):
 
     budget: Annotated[float, Field(gt=0)] = 1.0
     """Number of false drift alerts accepted ..."""
-    per: Duration = "90d"
+    per: Interval = "90d"
     """... in this time."""
 
 
@@ -88,7 +89,7 @@ class Prediction(Base):
 
 
 class Alert(OneOf):
-    """One thing to be told about."""
+    """One condition that is watched."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("metric", "drift", "prediction", "quality")
 
@@ -115,7 +116,7 @@ class Retrain(Base):
 
     job: Name
     """The TrainingJob."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Move the job's data so that it ends now and is this long in all; by default it keeps its length."""
 
 
@@ -131,7 +132,7 @@ class Limit(Base):
 
     count: int = Field(1, ge=1)
     """At most so many ..."""
-    per: Duration = "7d"
+    per: Interval = "7d"
     """... in this time (of the data, not of the wall clock)."""
 
 
@@ -147,9 +148,11 @@ class Action(OneOf):
     switch: Switch | None = None
     """Switch the model."""
     notify: Name | None = None
-    """Receiver that is told when the alert fires and when it is resolved."""
+    """Receiver that is notified when the alert fires and when it is resolved."""
     limit: Limit = Limit()
     """Rate cap; notifications are never capped."""
+    expires: Duration = "7d"
+    """A request that nobody could act on lapses after this time (wall clock)."""
     mode: Literal["auto", "propose"] = "auto"
     """`auto` acts; `propose` only records what it would do, for `mlspec propose` to turn into a change in git."""
 
@@ -168,9 +171,9 @@ class MonitoringPolicySpec(Base):
 
     graph: Name
     """The ServingGraph that is watched."""
-    window: Duration = "1d"
+    window: Interval = "1d"
     """Length of one window, aligned to UTC."""
-    every: Duration = "1m"
+    every: Interval = "1m"
     """How often new rows are read and complete windows are judged."""
     lateness: Duration = "0s"
     """How long after its end a window still waits for request rows."""
@@ -227,14 +230,22 @@ def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
             yield Problem(
                 "unserved-job", message, (*path, "retrain", "job"), listed(_jobs(spec.graph, catalog))
             )
+        yield from _check_expires(action, (*path, "expires"))
     for index, silence in enumerate(spec.silences):
         place = ("spec", "silences", index, "alert")
         yield from rules.member(silence.alert, names, "no alert is called", "unknown-alert", place)
-    for field, length in (("window", spec.window), ("every", spec.every)):
-        if seconds(length) == 0:
-            yield Problem(
-                "empty-range", f"{field} must be longer than nothing", ("spec", field), "such as 1d"
-            )
+    yield from rules.interval(spec.every, ("spec", "every"))
+
+
+def _check_expires(action: Action, path: Path) -> Iterator[Problem]:
+    if action.notify is not None and "expires" in action.model_fields_set:
+        hint = "remove it; giveUpAfter of the Receiver says how long a message is tried"
+        yield Problem(
+            "unused-field", "expires belongs to retrain and switch, not to notify", path, hint, on_key=True
+        )
+    elif seconds(action.expires) == 0:
+        message = "a request that lapses at once is never acted on"
+        yield Problem("empty-range", message, path, "such as 7d")
 
 
 def _check_alert(alert: Alert, spec: MonitoringPolicySpec, path: Path, catalog: Catalog) -> Iterator[Problem]:
@@ -288,10 +299,13 @@ def _jobs(graph: str, catalog: Catalog) -> set[str]:
     """The TrainingJobs whose models a graph serves."""
     found = catalog.find("ServingGraph", graph)
     names = {step.model for step in cast(ServingGraphSpec, found.spec).steps.values()} if found else set()
-    models = {name: catalog.find("Model", name) for name in names if name}
-    return {(cast(ModelSpec, model.spec).job or "") if model else name for name, model in models.items()} - {
-        ""
-    }
+    return {_job(name, catalog) for name in names if name} - {""}
+
+
+def _job(model: str, catalog: Catalog) -> str:
+    """The TrainingJob behind a model of a graph; empty for a model from elsewhere."""
+    found = catalog.find("Model", model)
+    return cast(ModelSpec, found.spec).job or "" if found else model
 
 
 def _inputs(graph: str, catalog: Catalog) -> set[str]:
@@ -320,7 +334,12 @@ def lower(resource: Resource, context: Context) -> Lowered:
         return Lowered(unsupported="; ".join(broken))
     if waits or graph.output is None:
         return Lowered(waits=tuple(waits))
-    served = {run for model in graph.output["models"].values() for run in model["history"]}
+    runs = {
+        run: _job(name, context.catalog)
+        for name, model in graph.output["models"].items()
+        for run in model["history"]
+    }
+    jobs = {one.retrain.job for one in spec.actions if one.retrain} | _jobs(spec.graph, context.catalog)
     step = Step(
         "monitor",
         "monitor",
@@ -329,7 +348,9 @@ def lower(resource: Resource, context: Context) -> Lowered:
             "spec": spec.document(),
             "graph": spec.graph,
             "log": f"logs/{spec.graph}",
-            "references": {run: f"runs/{run}/train/reference.json" for run in sorted(served)},
+            "references": {run: f"runs/{run}/train/reference.json" for run in sorted(runs)},
+            "runs": dict(sorted(runs.items())),
+            "made_for": {job: context.of("TrainingJob", job).recipe for job in sorted(jobs)},
             "truth": {"path": truth.output["path"], "spec": truth.output["spec"]}
             if truth and truth.output
             else None,

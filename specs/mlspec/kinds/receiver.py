@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 from pydantic import Field
 
-from mlspec.kind import Context, Lowered
-from mlspec.resource import Base, Duration, OneOf, Resource
+from mlspec.diagnostics import Problem
+from mlspec.kind import Catalog, Context, Lowered
+from mlspec.resource import Base, Identifier, Interval, OneOf, Resource
 
 
 class SecretValue(OneOf):
@@ -15,17 +17,17 @@ class SecretValue(OneOf):
 
     CHOICES: ClassVar[tuple[str, ...]] = ("env", "secret")
 
-    env: str | None = None
+    env: Identifier | None = None
     """Environment variable of the process that sends."""
     secret: str | None = None
-    """`NAME/KEY` of a Kubernetes Secret."""
+    """`NAME/KEY` of a Kubernetes Secret (not read by any target yet: use `env`, which on Kubernetes comes from a Secret too)."""
 
 
 class Webhook(Base):
     """An HTTP POST of a JSON document."""
 
     url: str | SecretValue
-    """Address."""
+    """Address: `http://` or `https://`."""
     headers: dict[str, str | SecretValue] = {}
     """More request headers."""
 
@@ -63,18 +65,34 @@ class ReceiverSpec(OneOf):
     webhook: Webhook | None = None
     """HTTP POST."""
     slack: Slack | None = None
-    """Slack (not executed by the local target yet)."""
+    """Slack (not sent to by any target yet)."""
     email: Email | None = None
-    """Mail (not executed by the local target yet)."""
+    """Mail (not sent to by any target yet)."""
     apprise: Apprise | None = None
-    """Apprise (not executed by the local target yet)."""
-    give_up_after: Duration = "1d"
+    """Apprise (not sent to by any target yet)."""
+    give_up_after: Interval = "1d"
     """Messages older than this are marked as failed and no longer retried."""
 
 
-def lower(resource: Resource, context: Context) -> Lowered:
-    """Nothing runs: monitoring policies send."""
+def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
+    """An address that can be posted to."""
     spec = cast(ReceiverSpec, resource.spec)
-    if spec.choice != "webhook":
+    url = spec.webhook.url if spec.webhook is not None else None
+    if isinstance(url, str) and not url.startswith(("http://", "https://")):
+        path = ("spec", "webhook", "url")
+        yield Problem(
+            "invalid-url", f'"{url}" is not an http(s) address', path, "such as https://..., or {env: NAME}"
+        )
+
+
+def lower(resource: Resource, context: Context) -> Lowered:
+    """Nothing runs: monitoring policies send. What they could not send is said here, also when no policy names it."""
+    spec = cast(ReceiverSpec, resource.spec)
+    if spec.webhook is None:
         return Lowered(unsupported=f"{spec.choice} messages cannot be sent yet; use webhook")
+    values = {"url": spec.webhook.url, **{f"headers.{key}": one for key, one in spec.webhook.headers.items()}}
+    unread = [key for key, one in values.items() if isinstance(one, SecretValue) and one.secret is not None]
+    if unread:
+        words = f"{', '.join(unread)}: {{secret: ...}} cannot be read yet; use {{env: NAME}}"
+        return Lowered(unsupported=words)
     return Lowered(version="", output=spec.document())

@@ -1,16 +1,17 @@
-"""ResourcePool: a quota of GPUs, CPUs and memory that teams share (Kueue on Kubernetes)."""
+"""ResourcePool: a quota of GPUs, CPUs and memory that teams share (Kueue on Kubernetes), and what a process asks of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
+from mlspec import rules
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, Context, Lowered
-from mlspec.resource import Base, Name, Quantity, Resource, amount
-from mlspec.workload import Pool
+from mlspec.resource import Base, Name, Path, Quantity, Ref, Resource, amount
+from mlspec.workload import Needs, Pool
 
 
 class Toleration(Base):
@@ -118,3 +119,86 @@ def _check_shared(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
 def lower(resource: Resource, context: Context) -> Lowered:
     """A quota, for targets with a queueing engine."""
     return Lowered(version="", output={}, workloads=(Pool(resource.name, resource.spec.document()),))
+
+
+class Resources(Base):
+    """What one process needs."""
+
+    cpu: Quantity = "1"
+    """CPU cores."""
+    memory: Quantity = "2Gi"
+    """Memory."""
+    gpu: Annotated[int, Field(ge=1)] | None = None
+    """Whole GPUs; not together with `gpuShare`."""
+    gpu_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of one GPU (time slicing, MPS or MIG); not together with `gpu`."""
+    gpu_type: str | None = None
+    """GPU product, such as `NVIDIA-H100-80GB-HBM3`."""
+    pool: Name | None = None
+    """ResourcePool whose queue admits the run."""
+    priority: Name | None = None
+    """Priority class of that pool."""
+
+    def needs(self, gpu: bool = True) -> Needs:
+        """The same as numbers: cores, bytes, GPUs; `gpu=False` for steps that only prepare."""
+        return Needs(
+            cpu=amount(self.cpu),
+            memory=amount(self.memory),
+            gpu=float(self.gpu or self.gpu_share or 0) if gpu else 0.0,
+            gpu_type=self.gpu_type if gpu else None,
+            pool=self.pool,
+            priority=self.priority,
+        )
+
+
+def pool_reference(resources: Resources, path: Path) -> Iterator[Ref]:
+    """The pool of the resources that stand at `path`."""
+    if resources.pool is not None:
+        yield Ref(("ResourcePool",), resources.pool, (*path, "pool"))
+
+
+_POOL_NAMES = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
+
+
+def check_resources(resources: Resources, path: Path, catalog: Catalog) -> Iterator[Problem]:
+    """GPUs, and whether the pool has what is asked for."""
+    if resources.gpu is not None and resources.gpu_share is not None:
+        message = "gpu and gpuShare exclude each other"
+        yield Problem("one-of", message, (*path, "gpuShare"), "keep gpu for whole GPUs", on_key=True)
+    if resources.gpu_type is not None and resources.gpu is None and resources.gpu_share is None:
+        yield Problem(
+            "unused-field", "gpuType needs gpu or gpuShare", (*path, "gpuType"), "add gpu: 1", on_key=True
+        )
+    if resources.priority is not None and resources.pool is None:
+        yield Problem(
+            "unused-field", "priority needs a pool", (*path, "priority"), "add pool: NAME", on_key=True
+        )
+    pool = catalog.find("ResourcePool", resources.pool) if resources.pool else None
+    if pool is None:
+        return
+    spec = cast(ResourcePoolSpec, pool.spec)
+    if resources.priority is not None:
+        what = f"{resources.pool} has no priority"
+        yield from rules.member(
+            resources.priority, spec.priorities, what, "unknown-priority", (*path, "priority")
+        )
+    asked = {"cpu": resources.cpu, "memory": resources.memory, "gpu": resources.gpu or resources.gpu_share}
+    for field, wanted in asked.items():
+        if wanted is None:
+            continue
+        quotas = [one.quota[_POOL_NAMES[field]] for one in spec.flavors if _POOL_NAMES[field] in one.quota]
+        if field != "gpu" and len(quotas) < len(spec.flavors):
+            continue  # a flavor limits cores and memory only when it says so (`mlspec.engines.kueue`)
+        place = (*path, "gpuShare" if field == "gpu" and resources.gpu is None else field)
+        if not quotas:
+            message = f"the pool {resources.pool} has no quota of {_POOL_NAMES[field]}"
+            yield Problem(
+                "pool-quota", message, place, f"add {_POOL_NAMES[field]} to a flavor, or choose another pool"
+            )
+        elif amount(str(wanted)) > (
+            most := max(amount(one.nominal) + amount(one.borrow or 0) for one in quotas)
+        ):
+            message = (
+                f"{wanted} {field} never fits into the pool {resources.pool}, which has at most {most:g}"
+            )
+            yield Problem("pool-quota", message, place, "ask for less, or raise the quota")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from mlspec import rules
+from mlspec import graph, rules
 from mlspec.diagnostics import Problem
 from mlspec.kind import Catalog, CodeUse, Context, Lowered
 from mlspec.kinds.function import Bound, FunctionUse, bind, inline, use_reference
-from mlspec.kinds.training_job import Resources, check_resources, definition, pool_reference
+from mlspec.kinds.model import ModelSpec
+from mlspec.kinds.resource_pool import Resources, check_resources, pool_reference
+from mlspec.kinds.training_job import definition
+from mlspec.lifecycle import Request
 from mlspec.manifest import digest
-from mlspec.resource import Base, Duration, Identifier, Name, OneOf, Path, Ref, Resource, Share
-from mlspec.workload import JSON, Service, Step, Trigger
+from mlspec.resource import Base, Identifier, Interval, Name, OneOf, Path, Ref, Resource, Share
+from mlspec.workload import JSON, Service, Step
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 
@@ -58,7 +61,8 @@ class Split(Base):
     salt: str = ""
     """Changes who falls into which arm; by default the name of the graph and step."""
     shadow: list[StepName] = []
-    """Steps that also run and are logged, but do not answer."""
+    """Steps that also run where the split runs, after the answer, and are logged. What takes only from them runs in the shadow
+    too; a step that takes from both sides is an error."""
 
 
 class OnError(OneOf):
@@ -69,7 +73,7 @@ class OnError(OneOf):
     default: Any = None
     """Answer of the step instead: a number, a string or a list."""
     goto: StepName | None = None
-    """Run this step instead."""
+    """Run this step instead; its output then is that of the step that failed."""
     skip: Literal[True] | None = None
     """Pass the step's input on."""
 
@@ -95,7 +99,7 @@ class GraphStep(OneOf):
     """Steps whose output this step takes; without it the request."""
     on_error: OnError | None = None
     """What happens when the step fails."""
-    timeout: Duration | None = None
+    timeout: Interval | None = None
     """The step fails after this time (`python` steps run in a thread then)."""
 
 
@@ -126,7 +130,7 @@ class RequestLog(Base):
 
     sample: Share = 1.0
     """Share of the requests that are logged."""
-    flush: Duration = "2s"
+    flush: Interval = "2s"
     """How long rows may wait in memory."""
 
 
@@ -145,7 +149,7 @@ class ServingGraphSpec(Base):
     steps: dict[StepName, GraphStep] = Field(min_length=1)
     """Steps by name."""
     respond: StepName | None = None
-    """The step whose output is the answer; by default the only step that nobody takes."""
+    """The step whose output is the answer; by default the only step that no other step takes, or in branches the one that ran."""
     inputs: list[Tensor] | None = None
     """Inputs of the graph; by default those of its first view or model."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -174,58 +178,43 @@ def references(spec: ServingGraphSpec) -> Iterator[Ref]:
 def check(resource: Resource, catalog: Catalog) -> Iterator[Problem]:
     """The steps form one acyclic graph with one answer."""
     spec = cast(ServingGraphSpec, resource.spec)
-    targets = {name: list(_targets(step, ("spec", "steps", name))) for name, step in spec.steps.items()}
-    before = len(unknown := list(_check_names(spec, targets)))
-    yield from unknown
     for name, step in spec.steps.items():
-        yield from _check_step(name, step, spec, ("spec", "steps", name))
-    cycle = list(rules.steps_cycle({name: _sources(name, spec, targets) for name in spec.steps}))
-    yield from cycle
-    if not before and not cycle:
-        yield from _check_answer(spec, targets)
-        yield from _check_order(spec, targets)
+        yield from _check_step(step, ("spec", "steps", name))
+    found = graph.shape(nodes(spec), spec.respond)
+    if isinstance(found, graph.Shape):
+        yield from _check_order(spec, found)
+    else:
+        yield from found
     yield from rules.ordered(spec.scale.min, spec.scale.max, "min", "max", ("spec", "scale"))
     yield from check_resources(spec.resources, ("spec", "resources"), catalog)
 
 
-def _targets(step: GraphStep, path: Path) -> Iterator[tuple[str, Path]]:
-    """The steps that a router or split chooses among, each with its place."""
+def nodes(spec: ServingGraphSpec) -> dict[str, graph.Node]:
+    """The steps as far as the shape of the graph depends on them."""
+    return {
+        name: graph.Node(
+            after=tuple(step.after),
+            chooses=tuple(_targets(step)),
+            mirrors=tuple(step.split.shadow) if step.split is not None else (),
+            goto=step.on_error.goto if step.on_error is not None else None,
+        )
+        for name, step in spec.steps.items()
+    }
+
+
+def _targets(step: GraphStep) -> Iterator[tuple[str, Path]]:
+    """The steps that a router or split chooses among, each with its place below the step."""
     if step.router is not None:
         for value, target in step.router.cases.items():
-            yield target, (*path, "router", "cases", value)
+            yield target, ("router", "cases", value)
         if step.router.default is not None:
-            yield step.router.default, (*path, "router", "default")
+            yield step.router.default, ("router", "default")
     if step.split is not None:
         for index, arm in enumerate(step.split.arms):
-            yield arm.step, (*path, "split", "arms", index, "step")
+            yield arm.step, ("split", "arms", index, "step")
 
 
-def _shadows(step: GraphStep) -> list[str]:
-    return step.split.shadow if step.split is not None else []
-
-
-def _sources(name: str, spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> list[str]:
-    """The steps that must have run before a step: those in `after`, and what chooses it."""
-    choosing = [one for one, chosen in targets.items() if any(target == name for target, _ in chosen)]
-    mirroring = [one for one, step in spec.steps.items() if name in _shadows(step)]
-    return [*spec.steps[name].after, *choosing, *mirroring]
-
-
-def _check_names(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
-    uses = [(name, path) for chosen in targets.values() for name, path in chosen]
-    for name, step in spec.steps.items():
-        path = ("spec", "steps", name)
-        uses += [(source, (*path, "after", index)) for index, source in enumerate(step.after)]
-        uses += [(one, (*path, "split", "shadow", index)) for index, one in enumerate(_shadows(step))]
-        if step.on_error is not None and step.on_error.goto is not None:
-            uses.append((step.on_error.goto, (*path, "onError", "goto")))
-    if spec.respond is not None:
-        uses.append((spec.respond, ("spec", "respond")))
-    for name, place in uses:
-        yield from rules.member(name, spec.steps, "no step is called", "unknown-step", place)
-
-
-def _check_step(name: str, step: GraphStep, spec: ServingGraphSpec, path: Path) -> Iterator[Problem]:
+def _check_step(step: GraphStep, path: Path) -> Iterator[Problem]:
     if step.split is not None:
         total = sum(arm.weight for arm in step.split.arms)
         if abs(total - 100) > 1e-6:
@@ -259,66 +248,15 @@ def _check_step(name: str, step: GraphStep, spec: ServingGraphSpec, path: Path) 
                     message = f"{source} has no weight"
                     hint = f"add {source}: 1, or remove weights"
                     yield Problem("weights", message, (*path, "ensemble", "weights"), hint, on_key=True)
-    goto = step.on_error.goto if step.on_error is not None else None
-    if goto == name:
-        yield Problem(
-            "cycle", "the step goes to itself when it fails", (*path, "onError", "goto"), "name another step"
-        )
 
 
-def _check_answer(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
-    """One step answers; every other step feeds another one, or runs in the shadow."""
-    sources = {name: _sources(name, spec, targets) for name in spec.steps}
-    taken = {source for before in sources.values() for source in before}
-    fallbacks = {step.on_error.goto for step in spec.steps.values() if step.on_error and step.on_error.goto}
-    shadow = {name for step in spec.steps.values() for name in _shadows(step)}
-    chosen = {target for choices in targets.values() for target, _ in choices}
-    ends = [name for name in spec.steps if name not in taken | fallbacks | shadow and not targets[name]]
-    ends = [name for name in ends if not set(sources[name]) & shadow]
-    if spec.respond is not None:
-        useful = _upstream(spec.respond, sources) | fallbacks | shadow
-        for name in ends:
-            if name not in useful and name not in chosen:
-                message = f"the output of {name} goes nowhere"
-                hint = f"{spec.respond} answers; list {name} in its after, or remove the step"
-                yield Problem("unreachable-step", message, ("spec", "steps", name), hint, on_key=True)
-    elif not ends:
-        yield Problem(
-            "no-answer", "no step answers", ("spec", "steps"), "name one with respond:", on_key=True
-        )
-    elif len(ends) > 1 and not all(_branch(name, sources, chosen) for name in ends):
-        message = f"{len(ends)} steps could answer: {', '.join(ends)}"
-        yield Problem(
-            "two-responders", message, ("spec", "steps", ends[1]), "name one with respond:", on_key=True
-        )
-
-
-def _upstream(name: str, sources: Mapping[str, list[str]]) -> set[str]:
-    found, pending = {name}, [name]
-    while pending:
-        new = set(sources[pending.pop()]) - found
-        found |= new
-        pending += new
-    return found
-
-
-def _branch(name: str, sources: Mapping[str, list[str]], chosen: set[str]) -> bool:
-    """Whether a step runs only in some branch of a router or split."""
-    return name in chosen or (
-        bool(sources[name]) and all(_branch(one, sources, chosen) for one in sources[name])
-    )
-
-
-def _check_order(spec: ServingGraphSpec, targets: Mapping[str, list[tuple[str, Path]]]) -> Iterator[Problem]:
-    sources = {name: _sources(name, spec, targets) for name in spec.steps}
+def _check_order(spec: ServingGraphSpec, shape: graph.Shape) -> Iterator[Problem]:
+    """Views look up the rows that ask; a prediction is none."""
     for name, step in spec.steps.items():
-        models = [
-            one for one in _upstream(name, {k: spec.steps[k].after for k in sources}) if spec.steps[one].model
-        ]
+        before = graph.upstream([name], {one: spec.steps[one].after for one in shape.order})
+        models = sorted(one for one in before if spec.steps[one].model)
         if step.view is not None and models:
-            message = (
-                f"the view {step.view} looks up asking rows, but gets the predictions of {sorted(models)[0]}"
-            )
+            message = f"the view {step.view} looks up asking rows, but gets the predictions of {models[0]}"
             yield Problem(
                 "view-after-model",
                 message,
@@ -338,30 +276,37 @@ def lower(resource: Resource, context: Context) -> Lowered:
     """One service that holds the whole graph; a new model or view is a new document, not a new process."""
     spec = cast(ServingGraphSpec, resource.spec)
     models: dict[str, JSON] = {}
-    views: dict[str, JSON] = {}
+    views: dict[str, JSON | None] = {}
     functions: dict[str, Bound] = {}
     waits: list[str] = []
     for name, step in spec.steps.items():
         if step.model:
             model = context.of(("Model", "TrainingJob"), step.model)
             if model.output is None:
-                waits.append(f"the first accepted run of {step.model}")
+                waits.append(f"once {step.model} has a run that passes its gates")
             else:
                 models[step.model] = model.output
         elif step.view:
-            view = context.of("FeatureView", step.view)
-            if view.output is None:
-                waits.append(f"FeatureView/{step.view}")
-            else:
-                views[step.view] = view.output
+            views[step.view] = context.of("FeatureView", step.view).output
         elif step.python:
             functions[name] = bind(step.python, resource, context)
+    switches = {
+        name: found
+        for name, one in models.items()
+        if (found := _switch(name, resource, context)) is not None and one["previous"]
+    }
+    chosen = {name: one["previous"] if name in switches else one for name, one in models.items()}
+    fixed = [one for name, one in chosen.items() if name in switches or _pinned(name, context)]
+    asked: dict[str, JSON] = {}
+    for name, view in views.items():
+        served = _as_trained(name, view, chosen.values() if view is not None else fixed)
+        if served is None:
+            waits.append(f"FeatureView/{name}")
+        else:
+            asked[name] = served
     if waits:
         return Lowered(waits=tuple(waits))
-    switch = context.facts.latest("switch", resource.name)
-    chosen = {name: served(one, switch) for name, one in models.items()}
-    asked = {name: _as_trained(name, definition(one), chosen.values()) for name, one in views.items()}
-    requirements = {one for model in models.values() for one in model.get("requirements", [])}
+    requirements = {one for model in chosen.values() for one in model.get("requirements", [])}
     requirements |= {one for function in functions.values() for one in function.requirements}
     document = {
         "spec": spec.document(),
@@ -384,12 +329,9 @@ def lower(resource: Resource, context: Context) -> Lowered:
         concurrency=spec.scale.concurrency,
     )
     runs = ", ".join(one["run"] for one in chosen.values())
-    if switch and any(chosen[name] is not one for name, one in models.items()):
-        runs += (
-            f", switched from {switch.run}: {switch.reason}"
-            if switch.reason
-            else f", switched from {switch.run}"
-        )
+    for name, switch in switches.items():
+        why = f": {switch.reason}" if switch.reason else ""
+        runs += f", switched from {models[name]['run']} by {switch.by} on {switch.at[:10]}{why}"
     return Lowered(
         version=digest(document)[:8],
         output={"models": models, "views": views},
@@ -398,15 +340,16 @@ def lower(resource: Resource, context: Context) -> Lowered:
     )
 
 
-def _as_trained(name: str, view: JSON, models: Iterable[JSON]) -> JSON:
-    """The view with the newest data; or as the model was trained with it, while its definition is another now.
+def _as_trained(name: str, output: JSON | None, models: Iterable[JSON]) -> JSON | None:
+    """The view with the newest data; or as the model was trained with it, while its definition is another now, or is not there yet.
 
     So a changed feature reaches the graph together with the model that has learned it, and not at all when that model
-    does not pass its gates.
+    does not pass its gates. And a model that a person pins or switches to waits for no view but its own.
     """
+    view = definition(output) if output is not None else None
     for model in models:
         trained: JSON | None = model.get("views", {}).get(name)
-        if trained is not None and _meaning(trained) != _meaning(view):
+        if trained is not None and (view is None or _meaning(trained) != _meaning(view)):
             return trained
     return view
 
@@ -420,9 +363,12 @@ def _meaning(view: JSON) -> JSON:
     }
 
 
-def served(model: JSON, switch: Trigger | None) -> JSON:
-    """The model that the graph uses: the accepted one, or the one before while a switch away from it is in force."""
-    previous = model.get("previous")
-    if switch and previous and switch.run == model["run"]:
-        return cast(JSON, previous)
-    return model
+def _pinned(model: str, context: Context) -> bool:
+    resource = context.catalog.find("Model", model)
+    return resource is not None and cast(ModelSpec, resource.spec).promotion == "pinned"
+
+
+def _switch(model: str, graph: Resource, context: Context) -> Request | None:
+    """The request that leads this graph away from the accepted run of a model, to the one that served before."""
+    lowered = context.of(("Model", "TrainingJob"), model)
+    return lowered.life.switches.get(graph.name) if lowered.life else None

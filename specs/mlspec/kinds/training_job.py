@@ -2,105 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Literal, cast
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeGuard, cast
 
 from pydantic import Field
 
-from mlspec import rules
+from mlspec import lifecycle, ranges, rules
 from mlspec.diagnostics import Problem, did_you_mean, listed
+from mlspec.gates import METRICS, Gate, verdicts
 from mlspec.kind import Catalog, CodeUse, Context, Lowered, RowSql
 from mlspec.kinds.dataset import DatasetSpec
 from mlspec.kinds.feature_view import FeatureViewSpec
-from mlspec.kinds.function import FunctionUse, bind, check_arguments, inline, use_reference
-from mlspec.kinds.resource_pool import ResourcePoolSpec
+from mlspec.kinds.function import Bound, FunctionUse, bind, check_arguments, inline, use_reference
+from mlspec.kinds.resource_pool import Resources, check_resources, pool_reference
+from mlspec.lifecycle import PERSON, Attempt, Candidate, Events, Memory, Request, Stage, State
+from mlspec.manifest import digest
+from mlspec.ranges import DataUse
 from mlspec.resource import (
     Base,
-    Duration,
     Identifier,
-    Moment,
-    Name,
+    Interval,
     OneOf,
     Path,
-    Quantity,
     Ref,
     Resource,
-    Share,
-    Sql,
-    amount,
     moment,
     seconds,
 )
-from mlspec.workload import JSON, Needs, Record, Run, Step, identify
-
-METRICS: dict[str, Literal["higher", "lower"]] = {
-    "auc": "higher",
-    "accuracy": "higher",
-    "f1": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "average_precision": "higher",
-    "log_loss": "lower",
-    "brier": "lower",
-    "rmse": "lower",
-    "mae": "lower",
-    "r2": "higher",
-}
-"""Metrics that mlspec computes on the evaluation data, and which direction is better."""
-
-
-class DataUse(OneOf):
-    """Rows for the function: a FeatureView (point-in-time features and label) or a Dataset as it is."""
-
-    CHOICES: ClassVar[tuple[str, ...]] = ("view", "dataset")
-
-    view: Name | None = None
-    """The FeatureView."""
-    dataset: Name | None = None
-    """The Dataset."""
-    from_: Moment | None = Field(None, alias="from")
-    """First moment (inclusive) of the question or event time."""
-    to: Moment | None = None
-    """Last moment (exclusive)."""
-    label: Sql | None = None
-    """Label expression of a Dataset's rows; the column `label` of the function's table."""
-    where: Sql | None = None
-    """Only rows of the asking dataset that meet this condition."""
-    share: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
-    """Rows whose hashed key falls into this interval of [0, 1): a split that is stable when rows are added."""
-
-
-class Resources(Base):
-    """What one process needs."""
-
-    cpu: Quantity = "1"
-    """CPU cores."""
-    memory: Quantity = "2Gi"
-    """Memory."""
-    gpu: Annotated[int, Field(ge=1)] | None = None
-    """Whole GPUs; not together with `gpuShare`."""
-    gpu_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Part of one GPU (time slicing, MPS or MIG); not together with `gpu`."""
-    gpu_type: str | None = None
-    """GPU product, such as `NVIDIA-H100-80GB-HBM3`."""
-    pool: Name | None = None
-    """ResourcePool whose queue admits the run."""
-    priority: Name | None = None
-    """Priority class of that pool."""
-
-    def needs(self, gpu: bool = True) -> Needs:
-        """The same as numbers: cores, bytes, GPUs; `gpu=False` for steps that only prepare."""
-        return Needs(
-            cpu=amount(self.cpu),
-            memory=amount(self.memory),
-            gpu=float(self.gpu or self.gpu_share or 0) if gpu else 0.0,
-            gpu_type=self.gpu_type if gpu else None,
-            pool=self.pool,
-            priority=self.priority,
-        )
+from mlspec.workload import JSON, Made, Record, Run, RunFact, Step, identify
 
 
 class Torch(Base):
@@ -140,28 +71,21 @@ class TrainingEngine(OneOf):
     """Ray (KubeRay)."""
 
 
-class Gate(Base):
-    """A condition that a run must meet before its model serves."""
-
-    metric: Identifier
-    """A metric of mlspec (see the reference) or one that the function returns."""
-    min: float | None = None
-    """Smallest acceptable value."""
-    max: float | None = None
-    """Largest acceptable value."""
-    against: Literal["serving"] | None = None
-    """Compare with the model that serves now, on the same evaluation data."""
-    tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """How much worse than the serving model is still accepted."""
-
-
 class TrainingSchedule(Base):
     """Regular retraining."""
 
     cron: str
     """Five-field cron expression, UTC."""
-    window: Duration | None = None
+    window: Interval | None = None
     """Train on the last `window` of data instead of `from`/`to`."""
+
+
+class Retrain(Base):
+    """What else trains again by itself."""
+
+    new_data: bool = False
+    """Train again when a dataset that the job reads has other rows than at the last training, although git has not changed. The
+    ranges stay; a relative one ends at the newest data."""
 
 
 class TrainingJobSpec(Base):
@@ -188,7 +112,9 @@ class TrainingJobSpec(Base):
     """What runs it."""
     schedule: TrainingSchedule | None = None
     """Regular retraining."""
-    timeout: Duration = "6h"
+    retrain: Retrain = Retrain()
+    """Retraining on new data; off by default."""
+    timeout: Interval = "6h"
     """The run fails after this time."""
     retries: int = Field(1, ge=0, le=10)
     """How often a failed process is started again."""
@@ -203,12 +129,6 @@ def references(spec: TrainingJobSpec) -> Iterator[Ref]:
         if use.dataset is not None:
             yield Ref(("Dataset",), use.dataset, ("data", name, "dataset"))
     yield from pool_reference(spec.resources, ("resources",))
-
-
-def pool_reference(resources: Resources, path: Path) -> Iterator[Ref]:
-    """The pool of the resources that stand at `path`."""
-    if resources.pool is not None:
-        yield Ref(("ResourcePool",), resources.pool, (*path, "pool"))
 
 
 def expressions(spec: TrainingJobSpec, catalog: Catalog) -> Iterator[RowSql]:
@@ -253,6 +173,7 @@ def _check_data(use: DataUse, path: Path, catalog: Catalog) -> Iterator[Problem]
     if use.share is not None and use.share[0] >= use.share[1]:
         message = f"the interval [{use.share[0]:g}, {use.share[1]:g}) is empty"
         yield Problem("empty-range", message, (*path, "share"), "such as [0, 0.8]")
+    yield from _check_relative(use, path)
     view = catalog.find("FeatureView", use.view) if use.view else None
     if view is not None:
         if cast(FeatureViewSpec, view.spec).label is None:
@@ -263,13 +184,29 @@ def _check_data(use: DataUse, path: Path, catalog: Catalog) -> Iterator[Problem]
             yield Problem(
                 "unused-field", message, (*path, "label"), f"write it in FeatureView/{use.view}", on_key=True
             )
-    dataset = catalog.find("Dataset", use.dataset) if use.dataset else None
+    spine = cast(FeatureViewSpec, view.spec).ask.dataset if view is not None else use.dataset
+    dataset = catalog.find("Dataset", spine) if spine else None
     if dataset is not None and cast(DatasetSpec, dataset.spec).time is None:
-        for field, value in (("from", use.from_), ("to", use.to)):
+        given = (("from", use.from_), ("to", use.to)) if use.dataset else ()
+        for field, value in (*given, ("last", use.last)):
             if value is not None:
-                message = f"{field} needs the event time of {use.dataset}"
+                message = f"{field} needs the event time of {spine}"
                 hint = "add time: {event: COLUMN} to the dataset"
                 yield Problem("missing-time", message, (*path, field), hint, on_key=True)
+
+
+def _check_relative(use: DataUse, path: Path) -> Iterator[Problem]:
+    if use.last is None:
+        if use.skip is not None:
+            yield Problem("unused-field", "skip needs last", (*path, "skip"), "add last: 90d", on_key=True)
+        return
+    for field, value in (("from", use.from_), ("to", use.to)):
+        if value is not None:
+            message = f"last and {field} exclude each other"
+            hint = "last ends at the newest data; write from and to for fixed dates"
+            yield Problem("one-of", message, (*path, field), hint, on_key=True)
+    if seconds(use.last) == 0:
+        yield Problem("empty-range", "last must be longer than nothing", (*path, "last"), "such as 90d")
 
 
 def _check_evaluation(spec: TrainingJobSpec) -> Iterator[Problem]:
@@ -300,6 +237,11 @@ def _overlap(one: DataUse, other: DataUse) -> bool:
     """Whether two uses can have rows in common. Different conditions count as different rows."""
     if (one.view, one.dataset) != (other.view, other.dataset) or one.where != other.where:
         return False
+    if one.last and other.last:
+        ends = [(seconds(use.skip or "0s"), seconds(use.last or "0s")) for use in (one, other)]
+        (skip, last), (other_skip, other_last) = ends
+        if skip >= other_skip + other_last or other_skip >= skip + last:
+            return False
     for first, second in ((one, other), (other, one)):
         if first.to is not None and second.from_ is not None and moment(first.to) <= moment(second.from_):
             return False
@@ -346,220 +288,461 @@ def _check_gate(gate: Gate, spec: TrainingJobSpec, path: Path) -> Iterator[Probl
             yield Problem("gate-direction", message, (*path, field), f"write {other}", "warning", on_key=True)
 
 
-_POOL_NAMES = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
-
-
-def check_resources(resources: Resources, path: Path, catalog: Catalog) -> Iterator[Problem]:
-    """GPUs, and whether the pool has what is asked for."""
-    if resources.gpu is not None and resources.gpu_share is not None:
-        message = "gpu and gpuShare exclude each other"
-        yield Problem("one-of", message, (*path, "gpuShare"), "keep gpu for whole GPUs", on_key=True)
-    if resources.gpu_type is not None and resources.gpu is None and resources.gpu_share is None:
-        yield Problem(
-            "unused-field", "gpuType needs gpu or gpuShare", (*path, "gpuType"), "add gpu: 1", on_key=True
-        )
-    if resources.priority is not None and resources.pool is None:
-        yield Problem(
-            "unused-field", "priority needs a pool", (*path, "priority"), "add pool: NAME", on_key=True
-        )
-    pool = catalog.find("ResourcePool", resources.pool) if resources.pool else None
-    if pool is None:
-        return
-    spec = cast(ResourcePoolSpec, pool.spec)
-    if resources.priority is not None:
-        what = f"{resources.pool} has no priority"
-        yield from rules.member(
-            resources.priority, spec.priorities, what, "unknown-priority", (*path, "priority")
-        )
-    asked = {"cpu": resources.cpu, "memory": resources.memory, "gpu": resources.gpu or resources.gpu_share}
-    for field, wanted in asked.items():
-        if wanted is None:
-            continue
-        quotas = [one.quota[_POOL_NAMES[field]] for one in spec.flavors if _POOL_NAMES[field] in one.quota]
-        if field != "gpu" and len(quotas) < len(spec.flavors):
-            continue  # a flavor limits cores and memory only when it says so (`mlspec.engines.kueue`)
-        place = (*path, "gpuShare" if field == "gpu" and resources.gpu is None else field)
-        if not quotas:
-            message = f"the pool {resources.pool} has no quota of {_POOL_NAMES[field]}"
-            yield Problem(
-                "pool-quota", message, place, f"add {_POOL_NAMES[field]} to a flavor, or choose another pool"
-            )
-        elif amount(str(wanted)) > (
-            most := max(amount(one.nominal) + amount(one.borrow or 0) for one in quotas)
-        ):
-            message = (
-                f"{wanted} {field} never fits into the pool {resources.pool}, which has at most {most:g}"
-            )
-            yield Problem("pool-quota", message, place, "ask for less, or raise the quota")
-
-
 def code(spec: TrainingJobSpec) -> Iterable[CodeUse]:
     """The training function, when it is written in place."""
     return inline(spec.function)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """One gate over one run."""
+class _Job:
+    """One job at this moment: what git says about it, and what is known."""
 
-    passed: bool
-    sentence: str
-    """`auc 0.755 >= 0.713 (serving 0.718 - 0.005)`."""
+    resource: Resource
+    spec: TrainingJobSpec
+    function: Bound
+    context: Context
+    sources: Mapping[str, Lowered]
+    """By entry of `data`: the view or dataset that it reads."""
+    said: str
+    """`S`: digest of what git says about its run."""
 
-
-def verdicts(gates: Sequence[Gate], result: JSON) -> list[Verdict]:
-    """Judge the gates of a job over the committed result of its `train` step. Pure: gates may change without a training."""
-    return [_verdict(gate, result["metrics"], result.get("baseline")) for gate in gates]
-
-
-def _verdict(gate: Gate, metrics: JSON, baseline: JSON | None) -> Verdict:
-    value = metrics.get(gate.metric)
-    if value is None:
-        return Verdict(False, f"the run has no metric {gate.metric}")
-    tests: list[tuple[bool, str]] = []
-    if gate.min is not None:
-        tests.append((value >= gate.min, f">= {gate.min:g}"))
-    if gate.max is not None:
-        tests.append((value <= gate.max, f"<= {gate.max:g}"))
-    if gate.against and baseline and baseline.get("metrics") and gate.metric in baseline["metrics"]:
-        other = baseline["metrics"][gate.metric]
-        if METRICS.get(gate.metric, "higher") == "higher":
-            tests.append((value >= other - gate.tolerance, f">= serving {other:.4g} - {gate.tolerance:g}"))
-        else:
-            tests.append((value <= other + gate.tolerance, f"<= serving {other:.4g} + {gate.tolerance:g}"))
-    elif gate.against:
-        tests.append((True, "(no serving model to compare with)"))
-    passed = all(ok for ok, _ in tests)
-    wanted = " and ".join(text for ok, text in tests if passed or not ok)
-    return Verdict(passed, f"{gate.metric} {value:.4g} {'' if passed else 'is not '}{wanted}")
-
-
-def moved(data: Mapping[str, DataUse], to: str, window: str | None) -> dict[str, DataUse]:
-    """The job's data, moved so that its newest moment is `to`; `window` stretches or cuts its oldest end."""
-    ends = [moment(use.to) for use in data.values() if use.to]
-    if not ends:
-        return dict(data)
-    shift = moment(to) - max(ends)
-    starts = [moment(use.from_) for use in data.values() if use.from_]
-    oldest = min(starts, default=None)
-    result = {}
-    for name, use in data.items():
-        start, end = use.from_, use.to
-        new_start = moment(start) + shift if start else None
-        if new_start and window and oldest and start and moment(start) == oldest:
-            new_start = moment(to) - timedelta(seconds=seconds(window))
-        new_end = moment(end) + shift if end else None
-        result[name] = use.model_copy(
-            update={
-                "from_": new_start.isoformat() if new_start else None,
-                "to": new_end.isoformat() if new_end else None,
-            }
-        )
-    return result
+    @property
+    def job(self) -> str:
+        return self.resource.name
 
 
 def lower(resource: Resource, context: Context) -> Lowered:
-    """A run of two steps (prepare the tables, train and evaluate) and the record of the model that serves."""
+    """The run that is to be trained now, if any, and the record of the model that serves (`mlspec.lifecycle`)."""
     spec = cast(TrainingJobSpec, resource.spec)
-    facts = context.facts
-    live = facts.records.get(f"model-{resource.name}")
-    keep = _keep(resource.name, live)
-    trigger = facts.latest("retrain", resource.name)
-    data = moved(spec.data, trigger.at, trigger.window) if trigger else spec.data
     function = bind(spec.function, resource, context)
-    inputs: dict[str, JSON] = {}
-    versions: dict[str, Any] = {"data": {name: use.document() for name, use in data.items()}}
-    views: dict[str, JSON] = {}
-    waits: list[str] = []
-    for name, use in data.items():
-        source = context.of("FeatureView", use.view) if use.view else context.of("Dataset", use.dataset or "")
-        if source.output is None:
-            waits.append(f"FeatureView/{use.view}" if use.view else f"Dataset/{use.dataset}")
-            continue
-        versions[f"view {use.view}" if use.view else f"dataset {use.dataset}"] = source.version
-        view = source.output if use.view else None
-        if use.view and view:
-            views[use.view] = definition(view)
-        inputs[name] = {
-            "use": use.document(),
-            "dataset": view["dataset"] if view else source.output,
-            "view": {"spec": view["spec"], "sets": view["sets"]} if view else None,
-            "as_of": trigger.at if trigger else None,
-        }
-    if waits:
-        return dataclasses.replace(keep, waits=tuple(dict.fromkeys(waits)), engine=spec.engine.choice)
-    parts = {
-        "code": function.identity,
-        "parameters": dict(spec.parameters),
-        "seed": spec.seed,
-        "evaluation": [spec.evaluate, spec.metrics],
-        "engine": spec.engine.document(),
-        **versions,
+    sources = {
+        name: context.of("FeatureView", use.view) if use.view else context.of("Dataset", use.dataset or "")
+        for name, use in spec.data.items()
     }
-    if trigger:
-        parts["trigger"] = trigger.id
-    name, digests = identify(resource.name, parts)
-    serving = live if live and live["run"] != name else None
-    run = Run(
-        name,
-        (
-            Step(
-                "frames", "frames", {"spec": spec.document(), "data": inputs}, spec.resources.needs(gpu=False)
-            ),
-            Step(
-                "train",
-                "train",
-                {
-                    "job": resource.name,
-                    "spec": spec.document(),
-                    "code": function.document,
-                    "parameters": dict(spec.parameters),
-                    "seed": spec.seed,
-                    "gates": [gate.document() for gate in spec.gates],
-                    "baseline": {"run": serving["run"], "path": serving["path"]} if serving else None,
-                    "experiment": resource.name,
-                },
-                spec.resources.needs(),
-                requirements=function.requirements,
-                image=function.image,
-                timeout=seconds(spec.timeout),
-                retries=spec.retries,
-                after=("frames",),
-            ),
-        ),
-        f"train {resource.name}",
-        digests,
-        spec.engine.choice,
+    said = _said(spec, function, sources)
+    job = _Job(resource, spec, function, context, sources, said)
+    state, run, again, waits = _next(job, context.facts.memories.get(resource.id, Memory()))
+    serving = _output(job, state)
+    runs = tuple(one for one in (run, again) if one is not None)
+    return Lowered(
+        version=serving["run"] if serving else None,
+        output=serving,
+        workloads=(*runs, *((Record(f"model-{resource.name}", serving),) if serving else ())),
+        waits=waits or ((run.name,) if state.train is not None and run is not None else ()),
+        note=_note(state, serving),
+        warning=_warning(state) or (_dated(state, run, serving) if run is not None else ""),
+        because=_because(state.train or state.retry, runs[0]) if runs else "",
+        engine=spec.engine.choice if state.train is not None else "",
+        recipe=said,
+        life=state,
+        asks=_asks(job, state),
+        data=str(serving.get("data", "")) if serving else "",
+        steady=state.train is None and not spec.retrain.new_data,
+        failed=_failed(state),
     )
-    fact = facts.run(name)
-    if fact is None or fact.phase != "succeeded":
-        failed = fact.message if fact and fact.phase == "failed" else ""
-        because = f"{trigger.reason or 'retraining asked for'}, at {trigger.at}" if trigger else ""
-        workloads = (run, *keep.workloads)
-        return dataclasses.replace(keep, workloads=workloads, waits=(name,), failed=failed, because=because)
+
+
+def _said(spec: TrainingJobSpec, function: Bound, sources: Mapping[str, Lowered]) -> str:
+    """Rule 1: code, requirements, parameters, evaluation, engine, ranges, schedule, and the definitions that are read; not
+    gates, resources, snapshots, nor how the file is written."""
+    return digest(
+        {
+            "code": function.identity,
+            "parameters": dict(spec.parameters),
+            "seed": spec.seed,
+            "evaluation": [spec.evaluate, spec.metrics],
+            "engine": spec.engine.document(),
+            "data": {name: use.document() for name, use in spec.data.items()},
+            "schedule": spec.schedule.document() if spec.schedule else None,
+            "reads": {name: source.recipe for name, source in sources.items()},
+        }
+    )[:16]
+
+
+def said_of_data(spec: TrainingJobSpec) -> str:
+    """The digest for which requests of the job's own schedule are made: ranges of data and schedule alone, not the label or a
+    condition (rule 9)."""
+    schedule = spec.schedule.document() if spec.schedule else None
+    dates = {name: [use.from_, use.to, use.last, use.skip] for name, use in spec.data.items()}
+    return digest([dates, schedule])[:16]
+
+
+def _next(job: _Job, memory: Memory) -> tuple[State, Run | None, Run | None, tuple[str, ...]]:
+    """The state of the model, the run to make now (or that is under way), the failed one that only a person starts again, and what
+    the first waits for.
+
+    What a candidate needs may have run before under another `S`: the identity of a run says so, its result counts for this
+    candidate too, and from then on that is remembered.
+    """
+    alike: dict[str, Made] = {}
+    while True:
+        state = lifecycle.advance(memory, _events(job, memory, alike))
+        again = _again(job, state)
+        candidate = state.train
+        if candidate is None:
+            return state, None if again else _finished(job, state), again, ()
+        run, waits = _run(job, candidate, state)
+        if candidate.stage is Stage.TRAINING:  # its inputs may have changed since; its name has not
+            under_way = replace(run, name=candidate.run) if run is not None else None
+            return state, under_way, again, (candidate.run,)
+        if run is None or job.context.facts.run(run.name) is None:
+            return state, run, again, waits
+        alike[run.name] = run.made
+        memory = lifecycle.counting(state.memory, run.name, job.said, candidate)
+
+
+def _again(job: _Job, state: State) -> Run | None:
+    """The newest failed run: under a name of its own where its inputs are others by now."""
+    candidate = state.retry
+    run = _run(job, candidate, state)[0] if candidate is not None else None
+    if run is None or candidate is None or run.name == candidate.run:
+        return run
+    return replace(run, after=candidate.run)
+
+
+def _finished(job: _Job, state: State) -> Run | None:
+    """The run of the newest candidate, while it is still what git and the data say: it is there already, and `render` shows
+    it."""
+    last = next((one for one in reversed(state.candidates) if one.run), None)
+    run = _run(job, last, state)[0] if last is not None else None
+    return run if run is not None and last is not None and run.name == last.run else None
+
+
+def _events(job: _Job, memory: Memory, alike: Mapping[str, Made]) -> Events:
+    facts, catalog = job.context.facts, job.context.catalog
+    models = job.context.users("TrainingJob", job.job, "Model")
+    pinned = [one for one in models if one.spec.document().get("promotion") == "pinned"]
+    followers = [*job.context.users("TrainingJob", job.job, "ServingGraph")]
+    for model in models:
+        if model not in pinned:
+            followers += job.context.users("Model", model.name, "ServingGraph")
+    graphs = sorted({one.name for one in followers})
+    requests = [*facts.asked("retrain", job.job)]
+    for graph in graphs:
+        requests += facts.asked("switch", graph)
+    may = {one.asker for one in requests if one.asker in catalog}
+    if not job.spec.retrain.new_data:
+        may.discard(job.resource.id)
+    return Events(
+        made_for=job.said,
+        made_for_data=said_of_data(job.spec) if job.spec.schedule else "",
+        requests=requests,
+        askers=frozenset(may),
+        attempts=[*_attempts(job, memory, alike)],
+        pins=[run for one in pinned if _has_model(facts.run(run := str(one.spec.document().get("run", ""))))],
+        held=bool(pinned) and not graphs,
+        graphs=graphs,
+        now=facts.now,
+        end=_end(job) if ranges.relative(job.spec.data) else "",
+    )
+
+
+def _attempts(job: _Job, memory: Memory, alike: Mapping[str, Made]) -> Iterator[Attempt]:
+    """The runs of the job, each for what it was made for and for all that it counts for. `alike`: what those that count from now
+    on would be made for, as nothing is remembered of a run that an earlier release has made."""
+    facts = job.context.facts
+    for name, fact in facts.runs_of(job.resource.id).items():
+        yield _attempt(name, fact, job.spec.gates)
+    for (made_for, request), name in memory.counts.items():
+        counting = facts.run(name)
+        if counting is not None:
+            made = counting.made if counting.made.record else alike.get(name, counting.made)
+            made = replace(made, made_for=made_for, request=request)
+            yield _attempt(name, replace(counting, made=made), job.spec.gates)
+
+
+def _attempt(name: str, fact: RunFact, gates: Sequence[Gate]) -> Attempt:
+    """A run as its gates judge it now."""
+    result = fact.results.get("train", {}) if fact.phase == "succeeded" else {}
+    judged = verdicts(gates, result) if result else []
+    refused = [one.sentence for one in judged if not one.passed]
+    return Attempt(
+        run=name,
+        made_for=fact.made.made_for,
+        request=fact.made.request,
+        phase=fact.phase,
+        passed=bool(result) and not refused,
+        reason="; ".join(refused) or fact.message,
+        record=record(name, fact, [one.sentence for one in judged]) if result else {},
+        created=fact.created,
+    )
+
+
+def record(name: str, fact: RunFact, gates: Sequence[str] = ()) -> dict[str, Any]:
+    """What serving needs of a run that has succeeded: its own requirements and views, not those of now (rule 11)."""
     result = fact.results["train"]
-    judged = verdicts(spec.gates, result)
-    if not all(one.passed for one in judged):
-        reasons = "; ".join(one.sentence for one in judged if not one.passed)
-        stays = f"; {'it' if live['run'] == name else live['run']} keeps serving" if live else ""
-        failed = f"run {name} does not pass its gates: {reasons}{stays}"
-        return dataclasses.replace(keep, workloads=(run, *keep.workloads), failed=failed)
-    if live and (live["run"] == name or live.get("rejected") == name):
-        return dataclasses.replace(keep, workloads=(run, *keep.workloads))
-    promoted = {
+    return {
         "run": name,
         "path": f"runs/{name}/train/model",
         "reference": f"runs/{name}/train/reference.json",
         "inputs": result["inputs"],
         "metrics": result["metrics"],
-        "views": views,
-        "requirements": list(function.requirements),
-        "previous": _without_history(live) if live else None,
-        "history": [*(live or {}).get("history", [])[-19:], name],
-        "gates": [one.sentence for one in judged],
+        "views": {},
+        "requirements": [],
+        **fact.made.record,
+        "data": fact.made.data,
+        "gates": list(gates),
     }
-    promotion = _keep(resource.name, promoted)
-    return dataclasses.replace(promotion, workloads=(run, *promotion.workloads))
+
+
+def _end(job: _Job) -> str:
+    """Where relative ranges end now: after the newest row of every dataset that they read; empty while that is unknown."""
+    ends = []
+    for name, use in job.spec.data.items():
+        if use.last is None:
+            continue
+        output = job.sources[name].output
+        found = (output["dataset"] if use.view else output).get("newest") if output is not None else None
+        if not found:
+            return ""
+        ends.append(ranges.end_of(found))
+    return min(ends, key=moment, default="")
+
+
+def _ranges(job: _Job, request: Request | None, state: State) -> Mapping[str, DataUse] | None:
+    """The data of a candidate with dates; None while they are not known."""
+    data = job.spec.data
+    if request is not None:
+        return ranges.shifted(data, request.end or request.at, request.window)
+    end = state.memory.seen.get(job.said, "")
+    if ranges.relative(data) and not end:
+        return None
+    return ranges.resolved(data, end)
+
+
+def _run(job: _Job, candidate: Candidate, state: State) -> tuple[Run | None, tuple[str, ...]]:
+    """Two steps: prepare the tables, train and evaluate. None and what it waits for while an input is missing."""
+    request, spec, function = candidate.request, job.spec, job.function
+    data = _ranges(job, request, state)
+    waits = list(_missing(job, request, data is None))
+    if waits or data is None:
+        return None, tuple(dict.fromkeys(waits))
+    inputs: dict[str, JSON] = {}
+    parts: dict[str, Any] = {"data": {name: use.document() for name, use in data.items()}}
+    views: dict[str, JSON] = {}
+    versions: dict[str, str] = {}
+    for name, use in data.items():
+        source = job.sources[name]
+        output = source.output or {}
+        subject = f"view {use.view}" if use.view else f"dataset {use.dataset}"
+        versions[subject] = source.version or ""
+        if use.view:
+            views[use.view] = definition(output)
+        inputs[name] = {
+            "use": use.document(),
+            "dataset": output["dataset"] if use.view else output,
+            "view": {"spec": output["spec"], "sets": output["sets"]} if use.view else None,
+            "as_of": request.at if request else None,
+        }
+    parts |= {
+        **versions,
+        "code": function.identity,
+        "parameters": dict(spec.parameters),
+        "seed": spec.seed,
+        "evaluation": [spec.evaluate, spec.metrics],
+        "engine": spec.engine.document(),
+    }
+    if request:
+        parts["request"] = request.id
+    name, digests = identify(job.job, parts)
+    baseline = (
+        _served(job, state, state.really) if state.really != name else None
+    )  # rule 10: what really serves
+    frames = {"spec": spec.document(), "data": inputs}
+    train = {
+        "job": job.job,
+        "spec": spec.document(),
+        "code": function.document,
+        "parameters": dict(spec.parameters),
+        "seed": spec.seed,
+        "gates": [gate.document() for gate in spec.gates],
+        "baseline": {"run": baseline["run"], "path": baseline["path"]} if baseline else None,
+        "experiment": job.job,
+    }
+    made = Made(
+        job.resource.id,
+        job.said,
+        candidate.id,
+        _data_words(job, data, request, state),
+        versions,
+        {"views": views, "requirements": list(function.requirements), "until": _until(data)},
+    )
+    steps = (
+        Step("frames", "frames", frames, spec.resources.needs(gpu=False)),
+        Step(
+            "train",
+            "train",
+            train,
+            spec.resources.needs(),
+            requirements=function.requirements,
+            image=function.image,
+            timeout=seconds(spec.timeout),
+            retries=spec.retries,
+            after=("frames",),
+        ),
+    )
+    return Run(name, steps, f"train {job.job}", digests, spec.engine.choice, made), ()
+
+
+def _missing(job: _Job, request: Request | None, undated: bool) -> Iterator[str]:
+    """Inputs that are not there yet, and readings that were asked for before this run was."""
+    for name, use in job.spec.data.items():
+        source = job.sources[name]
+        earlier = source.reading is not None and (
+            source.reading == 0.0 or (request is not None and request.made >= source.reading)
+        )
+        if source.output is None or earlier or (undated and use.last is not None):
+            yield f"FeatureView/{use.view}" if use.view else f"Dataset/{use.dataset}"
+
+
+def _has_model(fact: RunFact | None) -> TypeGuard[RunFact]:
+    return fact is not None and fact.phase == "succeeded" and "train" in fact.results
+
+
+def _served(job: _Job, state: State, run: str) -> JSON | None:
+    """The record of a run that serves or has served: of one that was only pinned, or refused later, no gate ever made one."""
+    if (accepted := state.memory.record(run)) is not None:
+        return accepted
+    fact = job.context.facts.run(run)
+    return record(run, fact) if _has_model(fact) else None
+
+
+def _data_words(job: _Job, data: Mapping[str, DataUse], request: Request | None, state: State) -> str:
+    """`data 2013-03-25 to 2013-06-23, moved by the policy late-arrival on 2013-06-26: auc 0.71 is below 0.72; git says ...`."""
+    span = ranges.span(data)
+    if not span:
+        return ""
+    end = state.memory.seen.get(job.said, "")
+    git = (
+        ranges.span(ranges.resolved(job.spec.data, end)) if end or not ranges.relative(job.spec.data) else ""
+    )
+    if request is None:
+        length = " and ".join(dict.fromkeys(f"last {use.last}" for use in job.spec.data.values() if use.last))
+        return f"data {span} (git{f': {length}; the end is kept until git changes' if length else ''})"
+    why = f": {request.reason}" if request.reason else ""
+    verb = "asked for" if request.end or git == span else "moved"
+    return f"data {span}, {verb} by {request.by} on {_asked_on(request)}{why}" + (
+        f"; git says {git}" if git and git != span else ""
+    )
+
+
+def _asked_on(request: Request) -> str:
+    """The day in the time of the data; of a person, who says where the data end, the day on the wall."""
+    if request.asker == PERSON:
+        return datetime.fromtimestamp(request.made, UTC).strftime("%Y-%m-%d")
+    return ranges.day(moment(request.at))
+
+
+def _until(data: Mapping[str, DataUse]) -> str | None:
+    """The end of the newest range, ISO 8601."""
+    end = ranges.newest(data)
+    return end.isoformat() if end is not None else None
+
+
+def _because(candidate: Candidate | None, run: Run) -> str:
+    """Who asked for a run, when it was not a change of the specs. Why stands at its range of data, where it has one."""
+    request = candidate.request if candidate else None
+    if request is None:
+        return ""
+    why = f": {request.reason}" if request.reason and not run.made.data else ""
+    return f"asked for by {request.by}{why}"
+
+
+def _output(job: _Job, state: State) -> dict[str, Any] | None:
+    """The record of the model that serves, with the one that a switch leads back to."""
+    serving = _served(job, state, state.serves)
+    if serving is None:
+        return None
+    previous = _served(job, state, lifecycle.led_to(state.serves, state.memory, job.said))
+    return {
+        **serving,
+        "previous": dict(previous) if previous else None,
+        "history": list(dict.fromkeys(state.memory.served[-20:])),
+    }
+
+
+def _note(state: State, serving: JSON | None) -> str:
+    if serving is None:
+        return ""
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in list(serving["metrics"].items())[:2])
+    words = f"serves {serving['run']}: {metrics}"
+    if state.really != state.serves:
+        words = f"accepted {serving['run']}: {metrics}; {state.really} serves instead"
+    if serving.get("data"):
+        words += f"; {serving['data']}"
+    return f"{words}; it no longer passes its gates: {state.warning}" if state.warning else words
+
+
+def _warning(state: State) -> str:
+    """Rule 7: stricter gates never stop what serves."""
+    words = f"{state.serves} no longer passes its gates: {state.warning}; it keeps serving"
+    return words if state.warning else ""
+
+
+def _dated(state: State, run: Run, serving: JSON | None) -> str:
+    """Rule 9: a request that had moved the data ends with a commit that changes what is trained; git may be behind then."""
+    candidate = state.train
+    if candidate is None or candidate.request is not None or serving is None:
+        return ""
+    old, new = serving.get("until"), run.made.record.get("until")
+    if not old or not new or moment(new) >= moment(old):
+        return ""
+    return (
+        f"git's data end on {ranges.day(moment(new))}, before those of the model that serves "
+        f"({ranges.day(moment(old))}); give the job newer dates, or last: 90d"
+    )
+
+
+def _failed(state: State) -> str:
+    """Why the newest candidate does not become the model, when nothing is under way that might."""
+    if state.train is not None:
+        return ""
+    if state.retry is not None:
+        return state.retry.reason or "failed"
+    last = next((one for one in reversed(state.candidates) if one.stage is not Stage.HELD), None)
+    if last is None or last.stage is not Stage.REFUSED:
+        return ""
+    stays = f"; {state.serves} keeps serving" if state.serves else ""
+    return f"run {last.run} does not pass its gates: {last.reason}{stays}"
+
+
+def _asks(job: _Job, state: State) -> tuple[Request, ...]:
+    """With `retrain.newData`: a request when the rows are others than those of the newest candidate's run. Asked once, so that
+    one that was taken back stays so; with the ranges of that candidate, so that a window that has moved does not move back."""
+    sources = job.sources.values()
+    if (
+        not job.spec.retrain.new_data
+        or state.train is not None
+        or any(source.output is None or source.reading == 0.0 for source in sources)
+    ):
+        return ()
+    current = {
+        f"view {use.view}" if use.view else f"dataset {use.dataset}": job.sources[name].version or ""
+        for name, use in job.spec.data.items()
+    }
+    last = state.candidates[-1]
+    fact = job.context.facts.run(last.run)
+    if fact is None or not fact.made.versions or dict(fact.made.versions) == current:
+        return ()
+    name = digest([job.resource.id, job.said, last.id, current])[:12]
+    if any(one.id == name for one in job.context.facts.requests):
+        return ()
+    stale = [name for name, version in current.items() if fact.made.versions.get(name) != version]
+    before = last.request.end or last.request.at if last.request else _until(job.spec.data)
+    return (
+        Request(
+            id=name,
+            action="retrain",
+            subject=job.job,
+            asker=job.resource.id,
+            at=datetime.fromtimestamp(job.context.facts.now, UTC).isoformat(timespec="seconds"),
+            made=job.context.facts.now,
+            made_for=job.said,
+            window=last.request.window if last.request else None,
+            end=_end(job) or before or "",
+            reason=f"{', '.join(stale)} has new rows",
+        ),
+    )
 
 
 def definition(view: JSON) -> dict[str, Any]:
@@ -568,20 +751,3 @@ def definition(view: JSON) -> dict[str, Any]:
         key: value for key, value in view["dataset"]["spec"].items() if key not in ("checks", "refresh")
     }
     return {"spec": view["spec"], "dataset": source, "types": view["dataset"]["types"], "sets": view["sets"]}
-
-
-def _keep(job: str, record: JSON | None) -> Lowered:
-    """The model that serves, whatever else happens."""
-    if record is None:
-        return Lowered()
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in list(record["metrics"].items())[:2])
-    return Lowered(
-        version=record["run"],
-        output=record,
-        workloads=(Record(f"model-{job}", record),),
-        note=f"serves {record['run']}: {metrics}",
-    )
-
-
-def _without_history(record: JSON) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("previous", "history")}

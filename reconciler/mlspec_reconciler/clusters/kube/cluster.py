@@ -37,11 +37,12 @@ from mlspec_reconciler.clusters.kube.bodies import (
     selector,
 )
 from mlspec_reconciler.clusters.kube.discovery import Discovery
-from mlspec_reconciler.clusters.kube.ledger import Ledger
 from mlspec_reconciler.clusters.kube.parts import MAKERS, Parts, kinds
+from mlspec_reconciler.clusters.kube.state import KubeState
 from mlspec_reconciler.clusters.kube.transport import MERGE_TYPE, Transport
 from mlspec_reconciler.clusters.kube.watching import Watching
 from mlspec_reconciler.clusters.kube.writing import Writer, refuse
+from mlspec_reconciler.state import Table
 
 if TYPE_CHECKING:
     from mlspec_reconciler.clusters.kube.argo_server import ArgoServer
@@ -80,7 +81,7 @@ class KubeCluster:
         self.namespace = target.namespace
         self.project = project
         self.manager = manager(project)
-        self.ledger = Ledger(transport, target.namespace, project)
+        self.state = KubeState(transport, target.namespace, project)
         self._discovery = discovery
         self._writer = Writer(transport, discovery, target, project)
         self._absent: set[Key] = set()
@@ -273,21 +274,21 @@ class KubeCluster:
         except errors.ApiError as error:
             raise Refused(str(error)) from error
 
-    def cancel(self, live: Object) -> None:
+    def cancel(self, live: Object) -> RunFact | None:
         """A Workflow is told to shut down, which keeps its steps to look at; other runs are deleted, and remembered."""
         if live.key.kind == "Workflow":
             if self._argo is not None:
                 self._argo.stop(live.key.name, STOPPED)
-                return
+                return None
             body = {"spec": {"shutdown": "Stop"}, "metadata": {"uid": live.uid}}
             path = self._path(live.key)
             try:
                 self.transport.request("PATCH", path, body=body, content_type=MERGE_TYPE)
             except errors.ApiError as error:
                 raise Refused(f"{live.key} is not stopped: {error}") from error
-            return
-        self.remember(live.key.name, RunFact("failed", {}, STOPPED))
+            return None
         self.delete(live.key, live.uid)
+        return RunFact("failed", {}, STOPPED)
 
     def retry(self, live: Object) -> bool:
         """A Workflow by the Argo Server, which resets the steps that failed and keeps the others."""
@@ -316,24 +317,8 @@ class KubeCluster:
         """The cluster's own controllers run the objects."""
 
     def runs(self) -> Mapping[str, RunFact]:
-        """Ends of runs that were remembered."""
-        return self.ledger.runs()
-
-    def remember(self, name: str, fact: RunFact) -> None:
-        """Keep how a run ended."""
-        self.ledger.remember(name, fact)
-
-    def note(self, name: str) -> JSON | None:
-        """A document beside the objects."""
-        return self.ledger.read(name)
-
-    def set_note(self, name: str, document: JSON) -> None:
-        """Replace a document; `Conflict` when somebody else did since it was read."""
-        self.ledger.write(name, document)
-
-    def forget(self) -> None:
-        """Delete every document, so that nothing of the project is left in the namespace."""
-        self.ledger.clear()
+        """Nothing beside the objects: a Workflow that is gone is forgotten here."""
+        return {}
 
     def lacks(self, wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
         """Kinds that the cluster does not serve, with what to do."""
@@ -349,7 +334,7 @@ class KubeCluster:
         made = {kind for _, each in wanted for kind in MAKERS.get(each, ())}
         needs: list[tuple[tuple[str, str], tuple[str, ...]]] = [(each, WRITES) for each in sorted(wanted)]
         needs += [(each, READS) for each in sorted(made)]
-        needs.append((("v1", "ConfigMap"), (*WRITES, "update")))  # the ledger replaces its documents
+        needs.append((("v1", "ConfigMap"), (*WRITES, "update")))  # the state replaces its documents
         rights = []
         for (api_version, kind), verbs in needs:
             resource = self._discovery.resource(api_version, kind)
@@ -399,8 +384,8 @@ class KubeCluster:
         return found
 
     def _inventory(self) -> set[Key]:
-        document = self.note("inventory") or {}
-        return {Key(*row[:4]) for entry in document.get("entries", {}).values() for row in entry["objects"]}
+        rows = self.state.read().get(Table.INVENTORY, {})
+        return {Key(*one[:4]) for row in rows.values() for one in row.value["objects"]}
 
     def _read(self, keys: set[Key]) -> dict[Key, dict[str, Any]]:
         """Those of the keys that exist: by one list per kind, and what lost its label one by one."""

@@ -1,6 +1,6 @@
 """The local cluster: this machine, without a server to install.
 
-An object store in one SQLite file (`store`), its face to the command line (`cluster`), and one supervisor process that
+An object store in one SQLite file (`store`), what is remembered in it (`state`), its face to the command line (`cluster`), and one supervisor process that
 makes processes equal to the stored objects (`supervisor`), with one file for each kind of object (`runs`, `services`,
 `schedules`; `steps` is what runs and schedules share, `processes` and `environments` what all three share).
 

@@ -15,7 +15,8 @@ from mlspec.manifest import Key
 from mlspec.workload import RunFact
 from mlspec_reconciler.cluster import Conflict, Object, Preview, Unavailable, key_of
 from mlspec_reconciler.clusters.local import lock, processes
-from mlspec_reconciler.clusters.local.store import RunRecord, Store
+from mlspec_reconciler.clusters.local.state import LocalState
+from mlspec_reconciler.clusters.local.store import CONTROLLER, Failing, RunRecord, Store
 
 JSON = Mapping[str, Any]
 API_VERSION = "local.mlspec.dev/v1"
@@ -26,7 +27,7 @@ POLL = 0.05
 class LocalCluster:
     """The objects of one home (`.mlspec`) and the processes that belong to them. Safe to use from several threads.
 
-    `root` is the storage root that processes get; `HOME/store` by default.
+    `root` is the storage root that processes get; `HOME/store` by default. Looking makes nothing, the first write the home.
     """
 
     concurrency = 1
@@ -35,8 +36,13 @@ class LocalCluster:
         self.home = home.absolute()
         self.root = (root or home / "store").absolute()
         self.store = Store(self.home / "state.db")
-        self.identity = f"local/{self.store.id}"
+        self.state = LocalState(self.store)
         self._supervisor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def identity(self) -> str:
+        """`local/PLACE`, and one part more from the first write on."""
+        return f"local/{self.store.identity}"
 
     def close(self) -> None:
         """Release the store. What runs goes on."""
@@ -89,9 +95,10 @@ class LocalCluster:
             if old is not None and old.uid == uid:
                 self.store.request_deletion(uid)
 
-    def cancel(self, live: Object) -> None:
-        """End its processes; what it has finished so far stays."""
+    def cancel(self, live: Object) -> RunFact | None:
+        """End its processes; what it has finished so far stays. The history of runs says it."""
         self.delete(live.key, live.uid)
+        return None
 
     def retry(self, live: Object) -> bool:
         """A run that is made anew does not repeat the steps that have committed their results."""
@@ -120,9 +127,6 @@ class LocalCluster:
         """Every run that was ever made here, by name, also when its object is gone."""
         return {one.name: RunFact(one.phase, one.results, one.message) for one in self.store.runs()}
 
-    def remember(self, name: str, fact: RunFact) -> None:
-        """The supervisor has written it down already."""
-
     def history(self, name: str | None = None) -> list[RunRecord]:  # type: ignore[valid-type]  # `list` is a method here
         """The run history with times and attempts, oldest first; of one run when `name` is given."""
         return self.store.runs(name)
@@ -134,18 +138,6 @@ class LocalCluster:
     def forbidden(self, kinds: Iterable[tuple[str, str]]) -> Sequence[str]:
         """Everything is permitted."""
         return ()
-
-    def note(self, name: str) -> JSON | None:
-        """A document kept beside the objects."""
-        return self.store.note(name)
-
-    def set_note(self, name: str, document: JSON) -> None:
-        """Replace a document."""
-        self.store.set_note(name, document)
-
-    def forget(self) -> None:
-        """Drop the inventory; snapshots, models and the history of runs stay for a later apply."""
-        self.set_note("inventory", {})
 
     def logs(self, key: Key) -> tuple[Path, ...]:
         """The log files of an object, by step; the supervisor's own is `HOME/logs/supervisor.log`."""
@@ -162,6 +154,12 @@ class LocalCluster:
     def awake(self) -> bool:
         """Whether a supervisor runs. When none does, statuses tell what was, not what is."""
         return lock.holder(self.home) is not None
+
+    @property
+    def failing(self) -> Failing | None:
+        """How the controller ended the last time, when it keeps ending and a supervisor starts it again and again."""
+        found = self.store.failing().get(CONTROLLER)
+        return found if found is not None and found.failures > 1 and self.awake else None
 
     def wake(self, patience: float = 20.0) -> int:
         """Start the supervisor unless it runs; returns its pid. A supervisor of another version, or with another storage
@@ -201,7 +199,7 @@ class LocalCluster:
                 stdout=file,
                 stderr=file,
                 cwd=self.home,
-                env=processes.without_mark(),
+                env=processes.inherited(),
                 start_new_session=True,
             )
 

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from mlspec_reconciler import searchpath
+
 MARK = "MLSPEC_CHILD"
+PATH = "PYTHONPATH"
 HEADER = "---- mlspec "
 """Begins the line that heads each attempt in a log."""
 LOG_LIMIT = 16 * 2**20
@@ -65,7 +68,7 @@ def start(argv: Sequence[str], mark: str, log: Path, cwd: Path, out: Path | None
     """
     cwd.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file, (out or log).open("ab" if out is None else "wb") as stdout:
-        environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"}
+        environment = {**inherited(), MARK: mark, "PYTHONUNBUFFERED": "1"}
         popen = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -216,6 +219,9 @@ def how_it_ended(code: int | None, log: Path) -> str:
     return f"exited with code {code}" + (f": {said}" if said else "")
 
 
-def without_mark() -> Mapping[str, str]:
-    """This process's environment for a process that shall outlive it."""
-    return {name: value for name, value in os.environ.items() if name != MARK}
+def inherited() -> Mapping[str, str]:
+    """This process's environment for another one: it is no child of ours until it is marked, and imports nothing of the
+    caller's PYTHONPATH that is neither installed nor in its code bundle."""
+    found = {name: value for name, value in os.environ.items() if name not in (MARK, PATH)}
+    kept = searchpath.without_unidentified(os.environ.get(PATH, ""))
+    return found | ({PATH: kept} if kept else {})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 
 from mlspec.manifest import digest
 from mlspec_reconciler.cluster import Object
@@ -50,7 +51,7 @@ class ScheduleWorker:
         """Follow the object: called when its body has changed."""
         spec = schedule.body["spec"]
         self._step = StepSpec.read(spec["step"])
-        self._every: float | None = spec.get("every")
+        self._every: float | None = None if spec.get("every") is None else float(spec["every"])
         self._cron: str | None = spec.get("cron")
         step = spec["step"]
         self._wanted = digest([step["subject"], step.get("document", {}), step.get("requirements", [])])[:12]
@@ -104,20 +105,13 @@ class ScheduleWorker:
         """When the next evaluation is due."""
         if self._begun is None:
             return now
-        if self._every is not None:
-            return self._begun + self._every
-        if self._cron is None:
-            return now + FAR
-        begun = datetime.datetime.fromtimestamp(self._begun, datetime.UTC)
-        try:
-            return float(croniter(self._cron, begun).get_next(float))
-        except ValueError:
-            self._message = f'"{self._cron}" is not a cron expression'
-            return now + FAR
+        due = _after(self._begun, self._every, self._cron)
+        return now + FAR if isinstance(due, str) else due
 
     def _store(self, worker: StepWorker | None, tokens: list[str], now: float) -> None:
-        phase: Phase = "running" if self._worker is not None else "failed" if self._message else "active"
-        message = self._message
+        due = _after(self._begun, self._every, self._cron) if self._begun is not None else None
+        message = self._message or (due if isinstance(due, str) else "")
+        phase: Phase = "running" if self._worker is not None else "failed" if message else "active"
         if self._worker is not None and self._worker.state.message:
             message = self._worker.state.message
         status: dict[str, Any] = {
@@ -125,7 +119,7 @@ class ScheduleWorker:
             "message": message,
             "lastRun": self._last_run,
             "lastResult": self._last_result,
-            "nextRun": round(self._next(now), 3) if self._begun is not None else None,
+            "nextRun": round(due, 3) if isinstance(due, float) else None,
             "starts": self._starts,
             "failures": self._failures,
             "document": self._document,
@@ -142,3 +136,20 @@ class ScheduleWorker:
         if worker is not None:
             worker.finished_tokens.clear()
         self._stored = status
+
+
+def _after(begun: float, every: float | None, cron: str | None) -> float | str:
+    """The first moment after `begun` at which a schedule is due, or why there is none: `validate` refuses such a spec, but a
+    store may hold it all the same."""
+    if every is not None:
+        return (
+            begun + every if 0 < every < math.inf else f"an interval of {every:g} s is not one to repeat at"
+        )
+    if cron is None:
+        return "it has neither an interval nor a cron expression"
+    try:
+        return float(croniter(cron, datetime.datetime.fromtimestamp(begun, datetime.UTC)).get_next(float))
+    except CroniterBadDateError:
+        return f'"{cron}" never comes'
+    except (ValueError, TypeError):
+        return f'"{cron}" is not a cron expression'

@@ -1,15 +1,19 @@
-"""The store of the local cluster: objects, run history, notes and the table of children, in one SQLite file.
+"""The store of the local cluster: objects, run history, remembered rows and the table of children, in one SQLite file.
 
 The command line writes objects, the supervisor writes statuses; each call is one transaction, so a process may be killed
 anywhere. Versions come from one counter that moves with every change of an object, so "did anything change?" is one read.
 WAL with `synchronous=NORMAL`: nothing is lost when a process dies; when the power fails, the last moments may be lost, but
 in order, so an inventory never misses an object that is there.
+
+The first write makes the file. Until then there is nothing, and looking makes nothing, not even the folder. Whoever only
+looks opens the file read-only, and moves no byte of it, nor of the WAL that a killed process has left.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import stat
 import threading
 import time
 import uuid
@@ -22,10 +26,15 @@ from typing import Any
 from mlspec.manifest import Key, digest
 from mlspec.workload import Phase
 from mlspec_reconciler.cluster import Conflict, Object, Unavailable
+from mlspec_reconciler.clusters.local import formats
+from mlspec_reconciler.state import readable
 
 JSON = Mapping[str, Any]
 
-FORMAT = 1
+FORMAT = 2
+"""Of the database, in its `user_version`, which is 0 before it is made. It covers its rows: it moves when `state.FORMAT` does."""
+CONTROLLER = "controller"
+"""Name of the supervisor's program that keeps the target as applied."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
@@ -44,8 +53,14 @@ CREATE TABLE IF NOT EXISTS children (
     attempt INTEGER NOT NULL, detail TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rows (
+    "table" TEXT, key TEXT, value TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY ("table", key)
+) WITHOUT ROWID;
 """
 OBJECT = "api_version, kind, namespace, name, body, status, uid, version, annotations, deleting"
+NOTES = "SELECT name, document FROM notes"
+_FAILING = "failing "
+"""Prefix of the rows of `meta` about programs."""
 RUN = "name, title, phase, message, results, attempts, created, started, finished"
 
 
@@ -81,50 +96,54 @@ class Child:
     detail: JSON = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A program of the supervisor's own that ends again and again."""
+
+    failures: int
+    """In a row."""
+    message: str
+    """How it ended the last time."""
+
+
 class Store:
     """One SQLite file, shared by the threads of this process and by all other processes.
 
-    `id` marks its processes. A copy of the file has another one, so that a copied project leaves the first one's alone.
+    The constructor makes nothing. Raises `Unavailable` when there is a file, and it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         self._lock = threading.RLock()
         self._depth = 0
-        try:
-            self._base = sqlite3.connect(path, timeout=20, isolation_level=None, check_same_thread=False)
-            self._open(path)
-        except sqlite3.DatabaseError as error:
-            raise Unavailable(f"cannot open {path}: {error}") from error
+        self._base: sqlite3.Connection | None = None
+        self._writes = False
+        """Whether `_base` may write."""
+        self._made = ""
+        self._reader()
 
-    def _open(self, path: Path) -> None:
-        for attempt in range(100):  # the change to WAL does not wait for other openers, whatever the timeout
-            try:
-                self._base.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError:
-                if attempt == 99:
-                    raise
-                time.sleep(0.02)
-        self._base.execute("PRAGMA synchronous = NORMAL")
-        found = self._base.execute("PRAGMA user_version").fetchone()[0]
-        if found > FORMAT:
-            raise Unavailable(f"{path} was written by a newer mlspec (format {found}); upgrade mlspec")
-        if found < FORMAT:
-            with self.write():
-                for statement in SCHEMA.split(";"):
-                    self._base.execute(statement)
-                self._base.execute(
-                    "INSERT OR IGNORE INTO meta VALUES ('id', ?), ('counter', 0)", (uuid.uuid4().hex,)
-                )
-                self._base.execute(f"PRAGMA user_version = {FORMAT}")
-        made = self._base.execute("SELECT value FROM meta WHERE name = 'id'").fetchone()[0]
-        self.id = digest([made, str(path.resolve())])[:32]
+    @property
+    def id(self) -> str:
+        """Marks the processes of this store. A copy of the file has another one, so that a copied project leaves the first
+        one's alone. Before the first write there are no processes, and this is a name that none carries."""
+        return digest([self._birth(), str(self.path.resolve())])[:32]
+
+    @property
+    def identity(self) -> str:
+        """`PLACE` before the first write, `PLACE/ID` after it: see `cluster.is_same`."""
+        place = digest([str(self.path.resolve())])[:16]
+        return f"{place}/{self.id}" if self._birth() else place
+
+    @property
+    def format(self) -> int:
+        """The format of the file at this moment (another process may bring it up to date); 0 when there is none."""
+        return _number(self.query("PRAGMA user_version"))
 
     def close(self) -> None:
         """Release the file."""
         with self._lock:
-            self._base.close()
+            if self._base is not None:
+                self._base.close()
 
     @contextmanager
     def write(self) -> Iterator[None]:
@@ -133,53 +152,163 @@ class Store:
             if self._depth:
                 yield
                 return
-            self._execute("BEGIN IMMEDIATE")
-            self._depth = 1
+            with self._transaction(self._writer()):
+                readable(self.format, str(self.path), FORMAT)  # another process may know a later one
+                self._depth = 1
+                try:
+                    yield
+                finally:
+                    self._depth = 0
+
+    @contextmanager
+    def _transaction(self, base: sqlite3.Connection) -> Iterator[None]:
+        self._execute(base, "BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute(base, "COMMIT")
+        except BaseException:
+            if base.in_transaction:
+                base.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """All that is read within is of one moment."""
+        with self._lock:
+            base = self._reader()
+            if base is None or base.in_transaction:
+                yield
+                return
+            self._execute(base, "BEGIN")
             try:
                 yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._base.in_transaction:
-                    self._base.execute("ROLLBACK")
-                raise
             finally:
-                self._depth = 0
+                self._execute(base, "COMMIT")
 
-    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._base.execute(statement, values)
-        except sqlite3.Error as error:
-            raise Unavailable(f"the local store does not answer: {error}") from error
-
-    def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement, which may write inside of `write`; none while there is no file."""
         with self._lock:
-            return self._execute(statement, values).fetchall()
+            base = self._reader()
+            return self._execute(base, statement, values) if base is not None else []
+
+    def _birth(self) -> str:
+        """What the first write has made up, for ever; empty before it."""
+        if not self._made and (rows := self.query("SELECT value FROM meta WHERE name = 'id'")):
+            self._made = str(rows[0][0])
+        return self._made
+
+    def _reader(self) -> sqlite3.Connection | None:
+        """A connection that can at least read; None when nobody has made the file, or is just about to."""
+        if self._base is None:
+            try:
+                if not stat.S_ISREG(self.path.stat().st_mode):
+                    raise Unavailable(f"cannot open {self.path}: it is not a file")
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise Unavailable(f"cannot open {self.path}: {error.strerror}") from error
+            base = self._connect("ro")
+            try:
+                found = _number(self._execute(base, "PRAGMA user_version"))
+                readable(found, str(self.path), FORMAT)
+                if found > 0:
+                    self._base = base
+            finally:
+                if self._base is None:
+                    base.close()
+        return self._base
+
+    def _writer(self) -> sqlite3.Connection:
+        """A connection that can write, to a database of this format; made where there is none."""
+        if self._base is None or not self._writes:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unavailable(f"cannot make {self.path}: {error.strerror}") from error
+            base = self._connect("rwc")
+            # The change to WAL does not wait for other openers, whatever the timeout.
+            for attempt in range(100):
+                try:
+                    base.execute("PRAGMA journal_mode = WAL")
+                    break
+                except sqlite3.OperationalError as error:
+                    if attempt == 99:
+                        raise self._trouble(error) from error
+                    time.sleep(0.02)
+                except sqlite3.Error as error:
+                    raise self._trouble(error) from error
+            self._execute(base, "PRAGMA synchronous = NORMAL")
+            with self._transaction(base):
+                self._bring_up_to_date(base)
+            if self._base is not None:
+                self._base.close()
+            self._base, self._writes = base, True
+        return self._base
+
+    def _bring_up_to_date(self, base: sqlite3.Connection) -> None:
+        """Make the tables, or fill those of this format from the ones of an earlier."""
+        found = _number(self._execute(base, "PRAGMA user_version"))
+        if found == FORMAT:
+            return
+        readable(found, str(self.path), FORMAT)
+        for statement in SCHEMA.split(";"):
+            self._execute(base, statement)
+        born = "INSERT OR IGNORE INTO meta VALUES ('id', ?), ('counter', 0), ('holder', ''), ('token', 0)"
+        self._execute(base, born, (uuid.uuid4().hex,))
+        if found == 1:  # notes stay for who still reads them
+            notes = self._execute(base, NOTES)
+            for table, key, value in formats.rows_of_notes(_documents(notes)):
+                row = table, key, json.dumps(value)
+                self._execute(base, "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, 1)", row)
+        self._execute(base, f"PRAGMA user_version = {FORMAT}")
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        address = f"{self.path.absolute().as_uri()}?mode={mode}"
+        try:
+            return sqlite3.connect(
+                address, uri=True, timeout=20, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
+
+    def _execute(
+        self, base: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()
+    ) -> list[tuple[Any, ...]]:
+        try:
+            return base.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: sqlite3.Error) -> Unavailable:
+        if isinstance(error, sqlite3.OperationalError):  # it is busy, or the disk is full
+            return Unavailable(f"the local store {self.path} does not answer: {error}")
+        way = "restore it from a backup, or move it away, and mlspec apply begins anew"
+        return Unavailable(f"cannot open {self.path}: {error}; {way}")
 
     def _next_version(self) -> int:
-        rows = self._rows("UPDATE meta SET value = value + 1 WHERE name = 'counter' RETURNING value")
-        return int(rows[0][0])
+        return _number(self.query("UPDATE meta SET value = value + 1 WHERE name = 'counter' RETURNING value"))
 
     # Objects
 
     def counter(self) -> int:
         """The newest version; moves with every change of any object."""
-        return int(self._rows("SELECT value FROM meta WHERE name = 'counter'")[0][0])
+        return _number(self.query("SELECT value FROM meta WHERE name = 'counter'"))
 
     def versions(self) -> dict[Key, int]:
         """The version of each object."""
-        rows = self._rows("SELECT api_version, kind, namespace, name, version FROM objects")
+        rows = self.query("SELECT api_version, kind, namespace, name, version FROM objects")
         return {Key(*row[:4]): row[4] for row in rows}
 
     def objects(self, since: int = -1) -> list[Object]:
         """Objects that changed after version `since`; all by default."""
         return [
-            _object(row) for row in self._rows(f"SELECT {OBJECT} FROM objects WHERE version > ?", (since,))
+            _object(row) for row in self.query(f"SELECT {OBJECT} FROM objects WHERE version > ?", (since,))
         ]
 
     def get(self, key: Key) -> Object | None:
         """One object."""
         where = "api_version = ? AND kind = ? AND namespace = ? AND name = ?"
-        rows = self._rows(f"SELECT {OBJECT} FROM objects WHERE {where}", _parts(key))
+        rows = self.query(f"SELECT {OBJECT} FROM objects WHERE {where}", _parts(key))
         return _object(rows[0]) if rows else None
 
     def put(self, key: Key, body: JSON, annotations: Mapping[str, str], old: Object | None) -> Object:
@@ -190,7 +319,7 @@ class Store:
             if old is None:
                 uid = uuid.uuid4().hex
                 columns = "api_version, kind, namespace, name, uid, body, annotations, version"
-                self._rows(
+                self.query(
                     f"INSERT INTO objects ({columns}) VALUES (?,?,?,?,?,?,?,?)",
                     (*_parts(key), uid, *texts, version),
                 )
@@ -198,7 +327,7 @@ class Store:
                     self._open_run(key.name, uid, str(body["spec"].get("title", key.name)))
             else:
                 where = "uid = ?"
-                self._rows(
+                self.query(
                     f"UPDATE objects SET body = ?, annotations = ?, version = ? WHERE {where}",
                     (*texts, version, old.uid),
                 )
@@ -211,8 +340,8 @@ class Store:
         """Replace the status; nothing when it is equal already or the object is gone."""
         text = json.dumps(status)
         with self.write():
-            if self._rows("SELECT 1 FROM objects WHERE uid = ? AND status <> ?", (uid, text)):
-                self._rows(
+            if self.query("SELECT 1 FROM objects WHERE uid = ? AND status <> ?", (uid, text)):
+                self.query(
                     "UPDATE objects SET status = ?, version = ? WHERE uid = ?",
                     (text, self._next_version(), uid),
                 )
@@ -220,19 +349,19 @@ class Store:
     def request_deletion(self, uid: str) -> None:
         """Remove an object that has no processes at once, otherwise leave the rest to the supervisor."""
         with self.write():
-            if not self._rows("SELECT 1 FROM children WHERE uid = ? LIMIT 1", (uid,)):
+            if not self.query("SELECT 1 FROM children WHERE uid = ? LIMIT 1", (uid,)):
                 self.remove(uid)
-            elif self._rows("SELECT 1 FROM objects WHERE uid = ? AND NOT deleting", (uid,)):
+            elif self.query("SELECT 1 FROM objects WHERE uid = ? AND NOT deleting", (uid,)):
                 version = self._next_version()
-                self._rows("UPDATE objects SET deleting = 1, version = ? WHERE uid = ?", (version, uid))
+                self.query("UPDATE objects SET deleting = 1, version = ? WHERE uid = ?", (version, uid))
 
     def remove(self, uid: str) -> None:
         """Forget an object. Its history stays; a run that had not ended never will."""
         with self.write():
-            if self._rows("DELETE FROM objects WHERE uid = ? RETURNING 1", (uid,)):
+            if self.query("DELETE FROM objects WHERE uid = ? RETURNING 1", (uid,)):
                 self._next_version()
             message = "deleted before it ended"
-            self._rows(
+            self.query(
                 "UPDATE runs SET phase = 'failed', message = ?, finished = ? WHERE uid = ? AND phase IN ('pending', 'running')",
                 (message, time.time(), uid),
             )
@@ -240,7 +369,7 @@ class Store:
     # Run history
 
     def _open_run(self, name: str, uid: str, title: str) -> None:
-        self._rows(
+        self.query(
             "INSERT INTO runs (name, uid, title, phase, created) VALUES (?, ?, ?, 'pending', ?) ON CONFLICT (name) DO UPDATE"
             " SET uid = excluded.uid, title = excluded.title, phase = 'pending', message = '', results = '{}',"
             " started = NULL, finished = NULL",
@@ -254,7 +383,7 @@ class Store:
         ended = now if phase in ("succeeded", "failed") else None
         begun = None if phase == "pending" else now
         with self.write():
-            self._rows(
+            self.query(
                 "UPDATE runs SET phase = ?, message = ?, results = ?, started = coalesce(started, ?), finished = ?"
                 " WHERE uid = ? AND phase NOT IN ('succeeded', 'failed')",
                 (phase, message, json.dumps(results), begun, ended, uid),
@@ -263,7 +392,7 @@ class Store:
     def runs(self, name: str | None = None) -> list[RunRecord]:
         """The history, oldest first; of one run when `name` is given."""
         where = "WHERE name = ?" if name is not None else ""
-        rows = self._rows(
+        rows = self.query(
             f"SELECT {RUN} FROM runs {where} ORDER BY created, name", (name,) if name is not None else ()
         )
         return [_record(row) for row in rows]
@@ -274,9 +403,9 @@ class Store:
         """Enter a process before it is started; False when its object is gone or going, and it must not start."""
         with self.write():
             if child.uid:
-                if not self._rows("SELECT 1 FROM objects WHERE uid = ? AND NOT deleting", (child.uid,)):
+                if not self.query("SELECT 1 FROM objects WHERE uid = ? AND NOT deleting", (child.uid,)):
                     return False
-                self._rows("UPDATE runs SET attempts = attempts + 1 WHERE uid = ?", (child.uid,))
+                self.query("UPDATE runs SET attempts = attempts + 1 WHERE uid = ?", (child.uid,))
             row = (
                 child.token,
                 child.uid,
@@ -286,23 +415,23 @@ class Store:
                 child.attempt,
                 json.dumps(child.detail),
             )
-            self._rows("INSERT INTO children VALUES (?,?,?,?,?,?,?)", row)
+            self.query("INSERT INTO children VALUES (?,?,?,?,?,?,?)", row)
             return True
 
     def started(self, token: str, pid: int) -> None:
         """Note the process id of an announced process."""
         with self.write():
-            self._rows("UPDATE children SET pid = ? WHERE token = ?", (pid, token))
+            self.query("UPDATE children SET pid = ? WHERE token = ?", (pid, token))
 
     def ended(self, token: str) -> None:
         """Forget a process that is gone."""
         with self.write():
-            self._rows("DELETE FROM children WHERE token = ?", (token,))
+            self.query("DELETE FROM children WHERE token = ?", (token,))
 
     def children(self, uid: str | None = None) -> list[Child]:
         """Processes that may be alive, oldest first; those of one object when `uid` is given."""
         where = "WHERE uid = ?" if uid is not None else ""
-        rows = self._rows(
+        rows = self.query(
             f"SELECT * FROM children {where} ORDER BY started", (uid,) if uid is not None else ()
         )
         return [Child(row[0], row[1], row[2], row[3], row[4], row[5], json.loads(row[6])) for row in rows]
@@ -310,21 +439,39 @@ class Store:
     def clear(self) -> None:
         """Note that no process is left at all: forget the children and remove what waited for their end."""
         with self.write():
-            self._rows("DELETE FROM children")
-            for (uid,) in self._rows("SELECT uid FROM objects WHERE deleting"):
+            self.query("DELETE FROM children")
+            for (uid,) in self.query("SELECT uid FROM objects WHERE deleting"):
                 self.remove(uid)
+
+    # Programs of the supervisor
+
+    def set_failing(self, program: str, failing: Failing | None) -> None:
+        """Keep that a program fails, or that it does no longer."""
+        with self.write():
+            if failing is None:
+                self.query("DELETE FROM meta WHERE name = ?", (f"{_FAILING}{program}",))
+            else:
+                text = json.dumps([failing.failures, failing.message])
+                self.query("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_FAILING}{program}", text))
+
+    def failing(self) -> dict[str, Failing]:
+        """The programs that failed the last time that they ran, by name."""
+        rows = self.query("SELECT name, value FROM meta WHERE name LIKE ?", (f"{_FAILING}%",))
+        return {name.removeprefix(_FAILING): Failing(*json.loads(value)) for name, value in rows}
 
     # Notes
 
-    def note(self, name: str) -> JSON | None:
-        """A document kept beside the objects."""
-        rows = self._rows("SELECT document FROM notes WHERE name = ?", (name,))
-        return json.loads(rows[0][0]) if rows else None
+    def notes(self) -> dict[str, JSON]:
+        """All documents by name."""
+        return _documents(self.query(NOTES))
 
-    def set_note(self, name: str, document: JSON) -> None:
-        """Replace a document."""
-        with self.write():
-            self._rows("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(dict(document))))
+
+def _documents(rows: list[tuple[Any, ...]]) -> dict[str, JSON]:
+    return {name: json.loads(text) for name, text in rows}
+
+
+def _number(rows: list[tuple[Any, ...]]) -> int:
+    return int(rows[0][0]) if rows else 0
 
 
 def _parts(key: Key) -> tuple[str, str, str, str]:

@@ -31,7 +31,9 @@ from mlspec_reconciler.clusters.local.probe import Prober
 from mlspec_reconciler.clusters.local.runs import RunWorker
 from mlspec_reconciler.clusters.local.schedules import ScheduleWorker
 from mlspec_reconciler.clusters.local.services import Ports, ServiceWorker
-from mlspec_reconciler.clusters.local.store import Store
+from mlspec_reconciler.clusters.local.state import LocalState
+from mlspec_reconciler.clusters.local.store import CONTROLLER, Failing, Store
+from mlspec_reconciler.state import Table
 
 T = TypeVar("T")
 RUNTIME = (sys.executable, "-P", "-m", "mlspec_runtime")
@@ -41,14 +43,13 @@ PAUSE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A process of the supervisor's own, kept running while the file `condition` (below home) exists."""
+    """A process of the supervisor's own, kept running while a revision is applied to this machine."""
 
     name: str
     module: str
-    condition: str
 
 
-PROGRAMS = (Program("controller", "mlspec_reconciler.controller", "applied.json"),)
+PROGRAMS = (Program(CONTROLLER, "mlspec_reconciler.drivers.forever"),)
 """The reconcile loop: it watches the store itself, and acts when a run has ended or a monitor asks for something."""
 
 
@@ -219,15 +220,18 @@ class _Keeper:
 
     def __init__(self, launcher: Launcher, program: Program) -> None:
         self._launcher, self._program = launcher, program
+        self._state = LocalState(launcher.store)
+        self._owner = Owner("", "Supervisor", program.name)
         self._running: Running | None = None
-        self._failures = 0
+        known = launcher.store.failing().get(program.name)
+        self._failures = known.failures if known is not None else 0
         self._retry_at = 0.0
         for left in launcher.recover(""):
             if left.child.detail.get("program") == program.name:
                 self._running = left
 
     def tick(self, now: float) -> None:
-        wanted = (self._launcher.home / self._program.condition).exists()
+        wanted = self._state.holds(Table.APPLIED, "local")
         running = self._running
         if running is None:
             if wanted and now >= self._retry_at:
@@ -235,26 +239,40 @@ class _Keeper:
         elif not running.alive():
             self._launcher.store.ended(running.child.token)
             self._running = None
-            if now - running.child.started > self._launcher.pace.settled:
-                self._failures = 0
-            self._fail(now)
+            if wanted:
+                self._fail(now, self._how_it_ended(running))
         elif not wanted and running.process is not None:
             running.process.end(now, self._launcher.pace.grace)
+        if self._failures and (not wanted or self._settled(now)):
+            self._failures, self._retry_at = 0, 0.0
+            self._launcher.store.set_failing(self._program.name, None)
+
+    def _settled(self, now: float) -> bool:
+        """Whether it has run for so long that what it died of before is over."""
+        return self._running is not None and now - self._running.child.started > self._launcher.pace.settled
 
     def _start(self, now: float) -> None:
         home = self._launcher.home
         argv = [sys.executable, "-P", "-m", self._program.module, "--home", str(home)]
-        owner = Owner("", "Supervisor", self._program.name)
         detail = {"program": self._program.name}
         try:
-            self._running = self._launcher.start(owner, self._program.name, argv, home, detail=detail)
+            self._running = self._launcher.start(self._owner, self._program.name, argv, home, detail=detail)
         except OSError as error:
             print(f"{self._program.name} does not start: {error}", file=sys.stderr, flush=True)
-            self._fail(now)
+            self._fail(now, f"it does not start: {error}")
 
-    def _fail(self, now: float) -> None:
+    def _fail(self, now: float, message: str) -> None:
+        """Try again later, and say so where `mlspec status` reads it."""
         self._failures += 1
         self._retry_at = now + self._launcher.pace.backoff(self._failures)
+        self._launcher.store.set_failing(self._program.name, Failing(self._failures, message))
+
+    def _how_it_ended(self, running: Running) -> str:
+        """Its last words, unless it had none."""
+        code = running.process.code if running.process is not None else None
+        log = self._launcher.log(self._owner, self._program.name)
+        said = processes.last_error(log) if code is not None and code > 0 else ""
+        return said or processes.how_it_ended(code, log)
 
 
 def _place(home: Path) -> int:

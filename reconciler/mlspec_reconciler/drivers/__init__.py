@@ -1,0 +1,1 @@
+"""Drivers: who calls `step`, when, and how long. They sleep and wait; nobody else does."""

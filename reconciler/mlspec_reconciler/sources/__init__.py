@@ -1,0 +1,1 @@
+"""Sources of revisions: one file for each. `mlspec_reconciler.source` is their contract."""
