@@ -276,7 +276,8 @@ def lapse(request: Request, events: Events, memory: Memory) -> str:
     if request.withdrawn:
         return f"withdrawn by {request.withdrawn}"
     if not request.schedule and request.asker != PERSON and request.asker not in events.askers:
-        return f"{request.asker} does not ask any more, as git says now"
+        own = request.asker.startswith("TrainingJob/")
+        return f"{request.asker} {'does not ask any more' if own else 'is not in git any more'}"
     if request.made_for != (events.made_for_data if request.schedule else events.made_for):
         return "git has changed what is trained since"
     if (events.made_for, request.id) in memory.accepted:
