@@ -11,11 +11,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from lifecycle.world import DAY, HOUR, MemoryStage, Revision, Stage, World
 
-HISTORIES = int(os.environ.get("N", "50_000" if os.environ.get("MLSPEC_LONG") else "2_000"))
+HISTORIES = 50_000 if os.environ.get("MLSPEC_LONG") else 2_000
 LENGTH = 12
 
 VALUES: dict[str, list[Any]] = {
@@ -65,6 +65,28 @@ ends = st.sampled_from(["passes", "passes", "passes", "refused", "fails", "goes 
 then = st.tuples(drivers, ends)
 """Who is at work after an event, and what becomes of the trainings that are under way then."""
 small = st.integers(0, 30)
+asking = {"ago": agos, "window": windows, "expires": expiries}
+EVENTS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
+    "commit": (9, {"changes": edits}),
+    "revert": (4, {"which": small}),
+    "pin": (2, {"which": small}),
+    "unpin": (1, {}),
+    "training_ends": (2, {"which": small, "auc": aucs, "baseline": baselines}),
+    "training_fails": (1, {"which": small}),
+    "alert": (5, asking),
+    "alert_to_switch": (3, asking),
+    "person": (2, {"action": st.sampled_from(["retrain", "switch"]), **asking}),
+    "withdraw": (2, {"which": small}),
+    "time_passes": (3, {"seconds": st.sampled_from([HOUR, 7.0 * HOUR, DAY + 60.0, 8.0 * DAY])}),
+    "new_rows": (3, {"read": st.booleans()}),
+    "readings": (1, {"slow": st.booleans()}),
+    "history_is_lost": (1, {}),
+    "policy_loses_its_state": (1, {}),
+}
+"""How often, and about what."""
+events = st.sampled_from([name for name, (weight, _) in EVENTS.items() for _ in range(weight)]).flatmap(
+    lambda name: st.tuples(st.just(name), st.fixed_dictionaries(EVENTS[name][1]))
+)
 
 
 def edited(now: Revision, changes: list[tuple[str, int]]) -> dict[str, Any]:
@@ -112,110 +134,95 @@ class Histories(RuleBasedStateMachine):
                 self.world.settle(kill_at=write)
         self.world.later(1)
 
-    @rule(changes=edits, how=then)
-    def commit(self, changes: list[tuple[str, int]], how: Any) -> None:
+    @rule(event=events, how=then)
+    def happens(self, event: tuple[str, dict[str, Any]], how: Any) -> None:
+        """An event, if it can happen now, and what is done about it."""
+        name, about = event
+        if getattr(self, name)(**about):
+            self.act(how)
+
+    def commit(self, changes: list[tuple[str, int]]) -> bool:
         """Git says something else, or the same in other words."""
         self.world.commit(**edited(self.world.revision, changes))
-        self.act(how)
+        return True
 
-    @rule(which=small, how=then)
-    def revert(self, which: int, how: Any) -> None:
+    def revert(self, which: int) -> bool:
         """Git says again what it said once."""
         self.world.revert(which % len(self.world.commits))
-        self.act(how)
+        return True
 
-    @precondition(lambda self: any(run["state"] == "ended" for run in self.world.oracle.runs.values()))
-    @rule(which=small, how=then)
-    def pin(self, which: int, how: Any) -> None:
+    def pin(self, which: int) -> bool:
         """The model is pinned to a run that has succeeded."""
         ended = [name for name, run in self.world.oracle.runs.items() if run["state"] == "ended"]
-        self.world.commit(pin=ended[which % len(ended)], model=True)
-        self.act(how)
+        if ended:
+            self.world.commit(pin=ended[which % len(ended)], model=True)
+        return bool(ended)
 
-    @precondition(lambda self: self.world.revision.pin is not None)
-    @rule(how=then)
-    def unpin(self, how: Any) -> None:
+    def unpin(self) -> bool:
         """The model follows its job again."""
-        self.world.commit(pin=None)
-        self.act(how)
+        pinned = self.world.revision.pin is not None
+        if pinned:
+            self.world.commit(pin=None)
+        return pinned
 
-    @precondition(lambda self: self.world.training)
-    @rule(which=small, auc=aucs, baseline=baselines, how=then)
-    def training_ends(self, which: int, auc: float, baseline: float, how: Any) -> None:
+    def training_ends(self, which: int, auc: float, baseline: float) -> bool:
         """With metrics that the gates like, or not."""
-        self.world.ends(self.world.training[which % len(self.world.training)], auc, baseline)
-        self.act(how)
+        under_way = self.world.training
+        if under_way:
+            self.world.ends(under_way[which % len(under_way)], auc, baseline)
+        return bool(under_way)
 
-    @precondition(lambda self: self.world.training)
-    @rule(which=small, how=then)
-    def training_fails(self, which: int, how: Any) -> None:
+    def training_fails(self, which: int) -> bool:
         """A run fails."""
-        self.world.fails(self.world.training[which % len(self.world.training)])
-        self.act(how)
+        under_way = self.world.training
+        if under_way:
+            self.world.fails(under_way[which % len(under_way)])
+        return bool(under_way)
 
-    @rule(
-        action=st.sampled_from(["retrain", "retrain", "retrain", "switch"]),
-        ago=agos,
-        window=windows,
-        expires=expiries,
-        how=then,
-    )
-    def alert(self, action: str, ago: float, window: str | None, expires: float, how: Any) -> None:
-        """The policy asks."""
-        self.world.alert(action, ago=ago, window=window, expires=expires)
-        self.act(how)
+    def alert(self, ago: float, window: str | None, expires: float) -> bool:
+        """The policy asks for a retraining."""
+        return self.world.alert(ago=ago, window=window, expires=expires) != ""
 
-    @rule(
-        action=st.sampled_from(["retrain", "retrain", "switch"]),
-        ago=agos,
-        window=windows,
-        expires=expiries,
-        how=then,
-    )
-    def person(self, action: str, ago: float, window: str | None, expires: float, how: Any) -> None:
+    def alert_to_switch(self, ago: float, window: str | None, expires: float) -> bool:
+        """The policy asks for the model before."""
+        return self.world.alert("switch", ago=ago, window=window, expires=expires) != ""
+
+    def person(self, action: str, ago: float, window: str | None, expires: float) -> bool:
         """A person asks."""
-        self.world.person(action, ago=ago, window=window, expires=expires)
-        self.act(how)
+        return self.world.person(action, ago=ago, window=window, expires=expires) != ""
 
-    @precondition(lambda self: self.world.withdrawable)
-    @rule(which=small, how=then)
-    def withdraw(self, which: int, how: Any) -> None:
+    def withdraw(self, which: int) -> bool:
         """A person takes a request back, of whomever."""
         names = self.world.withdrawable
-        self.world.withdraw(names[which % len(names)])
-        self.act(how)
+        if names:
+            self.world.withdraw(names[which % len(names)])
+        return bool(names)
 
-    @rule(seconds=st.sampled_from([HOUR, 7.0 * HOUR, DAY + 60.0, 8.0 * DAY]), how=then)
-    def time_passes(self, seconds: float, how: Any) -> None:
+    def time_passes(self, seconds: float) -> bool:
         """Requests expire, schedules and refreshes come due."""
         self.world.later(seconds)
-        self.act(how)
+        return True
 
-    @rule(read=st.booleans(), how=then)
-    def new_rows(self, read: bool, how: Any) -> None:
+    def new_rows(self, read: bool) -> bool:
         """The world has other rows, and perhaps a refresh is due that finds them."""
         self.world.new_rows()
-        if read:
-            self.world.later(DAY)
-        self.act(how)
+        self.world.later(DAY if read else 1)
+        return True
 
-    @rule(slow=st.booleans(), how=then)
-    def readings(self, slow: bool, how: Any) -> None:
+    def readings(self, slow: bool) -> bool:
         """Readings take their time from now on, or end."""
         self.world.slow(slow)
-        self.act(how)
+        return True
 
-    @rule(how=then)
-    def history_is_lost(self, how: Any) -> None:
+    def history_is_lost(self) -> bool:
         """The target forgets its ended runs."""
         self.world.lose_history()
-        self.act(how)
+        return True
 
-    @rule(how=then)
-    def policy_loses_its_state(self, how: Any) -> None:
+    def policy_loses_its_state(self) -> bool:
         """It begins to count anew."""
         self.world.forget_alerts()
-        self.act(how)
+        return True
 
 
 def histories(number: int, length: int) -> settings:

@@ -28,7 +28,7 @@ from mlspec_reconciler.cluster import Cluster, Object
 from mlspec_reconciler.clusters.memory import MemoryCluster
 from mlspec_reconciler.plan import Action, Verb
 from mlspec_reconciler.remembered import ENDED
-from mlspec_reconciler.state import MemoryState, Put, Session, StateStore, Table
+from mlspec_reconciler.state import MemoryState, Put, Session, StateStore, Table, Tables
 from mlspec_reconciler.step import Consent, DesiredState, Memory, Observation, observe_and_plan, step
 
 START = datetime(2023, 11, 15, tzinfo=UTC).timestamp()
@@ -115,12 +115,20 @@ class FragileState(MemoryState):
     def __init__(self, fuse: Fuse) -> None:
         super().__init__()
         self._fuse = fuse
+        self._copy: Tables | None = None
+
+    def read(self) -> Tables:
+        """All rows, copied once for each state of the store."""
+        if self._copy is None:
+            self._copy = super().read()
+        return {table: dict(rows) for table, rows in self._copy.items()}
 
     def commit(self, token: int, writes: Sequence[Put]) -> None:
         """Row by row."""
-        for index, put in enumerate(writes):
+        for put in writes:
             self._fuse.burn()
-            super().commit(token, [put] if index else writes[:1])
+            self._copy = None
+            super().commit(token, [put])
 
 
 class Stage(Protocol):
@@ -698,7 +706,7 @@ def text(revision: Revision, pin: str = "", view: bool = False) -> str:
         head = {"apiVersion": "mlspec.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
         documents.append(dict(reversed(head.items())) if revision.comment % 2 else head)
     comment = f"# edit {revision.comment}\n"
-    return comment + "\n---\n".join(json.dumps(one, indent=1) for one in documents) + "\n"
+    return comment + "\n---\n".join(json.dumps(one) for one in documents) + "\n"
 
 
 def resources(now: Revision, pin: str, view: bool) -> list[tuple[str, str, dict[str, Any]]]:
